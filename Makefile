@@ -1,0 +1,51 @@
+# The exact commands that the README, CI and people use. Each installs what it needs first.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SIZE   ?= full
+PROTOS := $(wildcard proto/plaudit/v1/*.proto)
+
+.PHONY: up test lint proto proto-baseline clean
+
+## up: install, then run the whole loop (ARGS="--kafka --servers 2 …")
+up: $(VENV)/.run
+	$(BIN)/plaudit up $(ARGS)
+
+## test: install, then lint, types, proto checks and all tests (ARGS="-k name …")
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	$(BIN)/buf breaking --against proto/baseline.binpb
+
+## proto: compile proto/ (installing does so too)
+proto: $(VENV)/.dev
+	$(BIN)/python hatch_build.py
+
+## proto-baseline: what `buf breaking` compares with; at a release
+proto-baseline: $(VENV)/.dev
+	$(BIN)/buf build --exclude-source-info -o proto/baseline.binpb
+
+## bench-NAME: run bench/NAME.py (SIZE=small for a minute's worth); its last line is one JSON object
+bench-%: $(VENV)/.dev
+	$(BIN)/python bench/$*.py --size $(SIZE) $(ARGS)
+
+clean:
+	rm -rf $(VENV) proto/plaudit/v1/*_pb2*
+
+# One install for all programs. The marker is younger than everything that it was made from.
+$(VENV)/.run: requirements/run.txt pyproject.toml hatch_build.py $(PROTOS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/run.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/dev.txt
+	touch $@

@@ -1,0 +1,69 @@
+"""The `plaudit` command: a table of commands, each imported only when it is run, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+COMMANDS = {
+    "up": ("plaudit_cli.up:up", "Start server, learner and event log on this machine."),
+    "chat": ("plaudit_cli.chat:chat", "Chat with the policy, and vote on its replies."),
+    "vote": ("plaudit_cli.vote:vote", "Vote on a reply by its receipt."),
+    "policies": ("plaudit_cli.policies:app", "List, show, promote and roll back policy versions."),
+    "simulate": ("plaudit_cli.simulate:simulate", "Let simulated users chat and vote."),
+    "doctor": ("plaudit_cli.doctor:doctor", "Say what is installed, what answers, and what is wrong."),
+}
+
+
+class _LazyGroup(TyperGroup):
+    """Lists commands from the table; imports the one that is run."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        # For help and completion, which need no more than the name and the line.
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, load(name) if name else None, rest
+
+
+def load(name: str) -> Any:
+    """The real command of that name, which must be in COMMANDS."""
+    module, attribute = COMMANDS[name][0].split(":")
+    target = getattr(import_module(module), attribute)
+    if not isinstance(target, typer.Typer):
+        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        single.command(name)(target)
+        target = single
+    return typer.main.get_command(target)
+
+
+app = typer.Typer(cls=_LazyGroup, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from plaudit import __version__
+
+        print(f"plaudit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _plaudit(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Plaudit: a chat model that learns from votes while it serves."""
+
+
+def main() -> None:
+    """The entry point. Exits with 0, 1 (it failed; one line on stderr says why), 2 (wrong usage) or 130 (Ctrl-C)."""
+    app(prog_name="plaudit")

@@ -1,0 +1,106 @@
+"""`plaudit policies`: for operators, which versions there are and which one answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from plaudit_cli.common import DEFAULT_SERVER, Server, failures
+
+if TYPE_CHECKING:
+    from plaudit_client import AsyncClient, Policies, Policy
+
+app = typer.Typer(
+    name="policies",
+    help="List, show, promote and roll back policy versions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+T = TypeVar("T")
+
+Version = Annotated[str, typer.Argument(help="For instance v3.")]
+Reason = Annotated[str, typer.Option(help="Why, for the record.")]
+
+
+@app.command("list")
+def list_(server: Server = DEFAULT_SERVER) -> None:
+    """All versions, oldest first, and the one that answers."""
+    _print_table(_ask(server, lambda client: client.list_policies()))
+
+
+@app.command()
+def show(version: Version, server: Server = DEFAULT_SERVER) -> None:
+    """All that is known of one version."""
+    policy = _ask(server, lambda client: client.get_policy(version))
+    lines = [
+        ("version", policy.version),
+        ("parent", policy.parent or "none"),
+        ("state", policy.state),
+        ("since", _when(policy)),
+        ("reason", policy.reason or "none given"),
+        *((name, f"{value:g}") for name, value in sorted(policy.metrics.items())),
+    ]
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        print(f"{name:{width}}  {value}")
+
+
+@app.command()
+def promote(version: Version, reason: Reason = "", server: Server = DEFAULT_SERVER) -> None:
+    """Make a version stable on all servers."""
+    policy = _ask(server, lambda client: client.promote_policy(version, reason))
+    print(f"{policy.version} is {policy.state}")
+
+
+@app.command()
+def rollback(
+    version: Annotated[str, typer.Argument(help="For instance v3; left out: the stable one.")] = "",
+    reason: Reason = "",
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Take a version out of service on all servers."""
+    policy, serving = _ask(server, lambda client: client.rollback_policy(version, reason))
+    print(f"{policy.version} is {policy.state}; {serving} serves")
+
+
+def _ask(server: str, question: Callable[[AsyncClient], Awaitable[T]]) -> T:
+    from plaudit_client import AsyncClient
+
+    async def ask() -> T:
+        async with AsyncClient(server) as client:
+            return await question(client)
+
+    with failures():
+        return asyncio.run(ask())
+
+
+def _print_table(answer: Policies) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("version", "state", "parent", "since", "metrics", "reason", box=None, pad_edge=False)
+    for policy in answer.policies:
+        serves = policy.version == answer.serving_version
+        metrics = ", ".join(f"{name} {value:.3g}" for name, value in sorted(policy.metrics.items()))
+        loaded = " (loaded)" if policy.version in answer.loaded_versions and not serves else ""
+        cells = (
+            policy.version,
+            policy.state + (" (serves)" if serves else loaded),
+            policy.parent,
+            _when(policy),
+            metrics,
+            policy.reason,
+        )
+        table.add_row(*map(escape, cells), style="bold" if serves else None)
+    console = Console()
+    # A pipe has no width: whoever reads it wants whole lines.
+    console.print(table, width=None if console.is_terminal else 10_000, soft_wrap=not console.is_terminal)
+
+
+def _when(policy: Policy) -> str:
+    return policy.changed_at.astimezone().strftime("%Y-%m-%d %H:%M:%S") if policy.changed_at else "the beginning"

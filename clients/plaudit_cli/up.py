@@ -1,0 +1,257 @@
+"""`plaudit up`: the whole loop on this machine, each program a process of its own, in one data directory."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from plaudit_cli.supervisor import Program, Supervisor
+from plaudit_client import AsyncClient, PlauditError
+
+EMBEDDED = "embedded"
+_HOST = "127.0.0.1"
+_WATCH_SECONDS = 0.5
+_OURS = re.compile(r"^\S+Z (INFO|WARNING|ERROR) plaudit-\w+: (.*)$")
+
+console = Console(highlight=False)
+
+
+def up(
+    *,
+    data: Annotated[Path, typer.Option(help="Where everything is kept: events, versions, logs.")] = Path(".plaudit"),
+    port: Annotated[int, typer.Option(help="Port of the first server; the others follow it.")] = 50051,
+    metrics_port: Annotated[int, typer.Option(help="Port of the learner's metrics; the servers' follow it.")] = 9464,
+    servers: Annotated[int, typer.Option(min=1, max=16, help="How many servers.")] = 1,
+    engine: Annotated[str, typer.Option(help="auto, vllm or torch.")] = "auto",
+    model: Annotated[str, typer.Option(help="smollm2, or a directory in Hugging Face's format.")] = "smollm2",
+    kafka: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of a Kafka broker; without a value: the embedded one. Default: a SQLite file."),
+    ] = None,
+    server_option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, passed on to plaudit-server as --NAME=VALUE.")
+    ] = None,
+    learner_option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, passed on to plaudit-learner as --NAME=VALUE.")
+    ] = None,
+) -> None:
+    """Start event log, servers and learner; print where to chat; run until Ctrl-C. Continues where it stopped."""
+    if engine not in ("auto", "vllm", "torch"):
+        raise typer.BadParameter(f"{engine!r} is no engine; give auto, vllm or torch", param_hint="--engine")
+    ports = [port + index for index in range(servers)] + [metrics_port + index for index in range(servers + 1)]
+    for taken in filter(_is_taken, ports):
+        raise typer.BadParameter(f"port {taken} is taken on {_HOST}; choose others", param_hint="--port")
+    data = data.resolve()
+    data.mkdir(parents=True, exist_ok=True)
+    with _only_one(data):
+        home = Home(
+            data,
+            port=port,
+            metrics_port=metrics_port,
+            servers=servers,
+            engine=engine,
+            model=model,
+            server_options=server_option or [],
+            learner_options=learner_option or [],
+        )
+        asyncio.run(home.run(kafka))
+
+
+class Home:
+    """One deployment on this machine."""
+
+    def __init__(
+        self,
+        data: Path,
+        *,
+        port: int,
+        metrics_port: int,
+        servers: int,
+        engine: str,
+        model: str,
+        server_options: list[str],
+        learner_options: list[str],
+    ) -> None:
+        self._data = data
+        self._ports = [port + index for index in range(servers)]
+        self._metrics_port = metrics_port
+        self._engine = engine
+        self._model = model
+        self._server_options = [f"--{option}" for option in server_options]
+        self._learner_options = [f"--{option}" for option in learner_options]
+        self._supervisor = Supervisor(data / "logs", self._show, lambda event: console.print(f"[yellow]{event}"))
+
+    async def run(self, kafka: str | None) -> None:
+        """Until SIGINT or SIGTERM."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        work = asyncio.create_task(self._work(kafka))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        failed = work.done()
+        work.cancel()
+        console.print("stopping …")
+        names = [*self._server_names(), "learner"]
+        await self._supervisor.stop([name for name in names if self._supervisor.pid(name) is not None])
+        await self._supervisor.stop()  # the broker last: what the servers still had to say is in it
+        console.print("stopped; `plaudit up` continues from here")
+        if failed:
+            work.result()
+
+    async def _work(self, kafka: str | None) -> None:
+        await self._prepare_model()
+        event_log = self._event_log(kafka)
+        key = self._receipt_key()
+        common = [
+            f"--model={self._model}",
+            f"--event-log={event_log}",
+            f"--policy-store={self._data / 'versions'}",
+            "--exit-with-parent",
+        ]
+        python = [sys.executable, "-m"]
+        # One OpenMP thread each: two that spin collapse under contention. vLLM binds its own.
+        threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        for index, (name, port) in enumerate(zip(self._server_names(), self._ports, strict=True)):
+            command = [
+                *python,
+                "plaudit_server.app",
+                *common,
+                f"--engine={self._engine}",
+                f"--listen={_HOST}:{port}",
+                f"--metrics-port={self._metrics_port + 1 + index}",
+                f"--state-dir={self._data / name}",
+                f"--receipt-key-file={key}",
+                *self._server_options,
+            ]
+            self._supervisor.start(Program(name, command, {} if self._engine != "torch" else threads))
+        command = [
+            *python,
+            "plaudit_learner.app",
+            *common,
+            f"--metrics-port={self._metrics_port}",
+            f"--state-dir={self._data / 'learner'}",
+            *self._learner_options,
+        ]
+        self._supervisor.start(Program("learner", command, threads, nice=10))
+        await self._watch()
+
+    async def _prepare_model(self) -> None:
+        """Convert the packaged model, once, before the programs would both begin to."""
+        with console.status(f"preparing the model {self._model} (the first time: about half a minute) …"):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "plaudit.base_model", self._model, stdout=asyncio.subprocess.PIPE
+            )
+            output, _ = await process.communicate()
+        if process.returncode != 0:
+            raise typer.Exit(1)
+        console.print(f"model    {output.decode().strip()}")
+
+    def _event_log(self, kafka: str | None) -> str:
+        if kafka is None:
+            return f"sqlite:{self._data / 'events.sqlite'}"
+        if kafka == EMBEDDED:
+            port = _free_port()
+            command = [sys.executable, "-m", "plaudit.broker", f"--port={port}", "--exit-with-parent"]
+            self._supervisor.start(Program("broker", command))
+            kafka = f"{_HOST}:{port}"
+        console.print(f"kafka    {kafka}")
+        return f"kafka://{kafka}"
+
+    def _receipt_key(self) -> Path:
+        path = self._data / "receipt.key"
+        if not path.exists():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(secrets.token_bytes(32))
+        return path
+
+    def _server_names(self) -> list[str]:
+        return [f"server-{index}" for index in range(len(self._ports))]
+
+    async def _watch(self) -> None:
+        """Say which version each server serves whenever that changes; once all of them serve, say how to chat."""
+        console.print("starting the engine (vLLM takes about half a minute) …")
+        serving: dict[int, str] = {}
+        async with AsyncExitStack() as stack:
+            clients = {
+                port: await stack.enter_async_context(AsyncClient(f"{_HOST}:{port}", timeout=5.0))
+                for port in self._ports
+            }
+            while True:
+                for port, client in clients.items():
+                    with suppress(PlauditError):
+                        version = (await client.list_policies()).serving_version
+                        if serving.get(port) == version:
+                            continue
+                        first = port not in serving
+                        serving[port] = version
+                        console.print(f"[bold green]serving  {version} at {_HOST}:{port}")
+                        if first and len(serving) == len(clients):
+                            self._say_how()
+                await asyncio.sleep(_WATCH_SECONDS)
+
+    def _say_how(self) -> None:
+        command = Path(sys.argv[0])
+        with suppress(ValueError):
+            command = command.relative_to(Path.cwd())
+        server = "" if self._ports[0] == 50051 else f" --server {_HOST}:{self._ports[0]}"
+        learner, *servers = range(self._metrics_port, self._metrics_port + 1 + len(self._ports))
+        console.print(
+            f"metrics  learner http://{_HOST}:{learner}/metrics, "
+            + ", ".join(f"server http://{_HOST}:{port}/metrics" for port in servers)
+        )
+        console.print(f"[bold]chat     in another terminal:  {command} chat{server}")
+        console.print("         vote with + and -; every new version is announced here; Ctrl-C stops all")
+
+    def _show(self, name: str, line: str) -> None:
+        """Our own programs' lines; what their libraries say stays in the log files."""
+        match = _OURS.match(line)
+        if match:
+            style = {"INFO": "dim", "WARNING": "yellow", "ERROR": "red"}[match[1]]
+            console.print(f"{name:9}", style=style, end="")
+            console.print(match[2], style=style, markup=False)
+
+
+@contextmanager
+def _only_one(data: Path) -> Iterator[None]:
+    """Hold the data directory. Raises typer.Exit if another `plaudit up` does."""
+    with (data / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            typer.echo(f"plaudit up already runs in {data}; stop it, or give another --data", err=True)
+            raise typer.Exit(1) from None
+        yield
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return True
+    return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,37 @@
+"""Plaudit's SDK: chat with a policy that learns, and vote. Needs only grpcio, grpcio-status and protobuf."""
+
+from plaudit_client.client import AsyncClient
+from plaudit_client.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidRequest,
+    NotFound,
+    PlauditError,
+    ResourceExhausted,
+    ServerError,
+    Unavailable,
+)
+from plaudit_client.reply import Reply
+from plaudit_client.types import Durability, FinishReason, Message, Policies, Policy, Token, Usage
+
+__all__ = [
+    "AsyncClient",
+    "Cancelled",
+    "DeadlineExceeded",
+    "Durability",
+    "FailedPrecondition",
+    "FinishReason",
+    "InvalidRequest",
+    "Message",
+    "NotFound",
+    "PlauditError",
+    "Policies",
+    "Policy",
+    "Reply",
+    "ResourceExhausted",
+    "ServerError",
+    "Token",
+    "Unavailable",
+    "Usage",
+]

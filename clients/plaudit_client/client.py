@@ -1,0 +1,210 @@
+"""The asynchronous client: one gRPC channel, one method for each thing that a caller can ask of a server."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Literal, Self, TypeVar
+from uuid import uuid4
+
+import grpc
+
+from plaudit.v1.chat_pb2_grpc import ChatServiceStub
+from plaudit.v1.feedback_pb2 import RetractFeedbackRequest
+from plaudit.v1.feedback_pb2_grpc import FeedbackServiceStub
+from plaudit.v1.policy_pb2 import (
+    GetPolicyRequest,
+    ListPoliciesRequest,
+    PromotePolicyRequest,
+    RollbackPolicyRequest,
+)
+from plaudit.v1.policy_pb2_grpc import PolicyServiceStub
+from plaudit_client.errors import Unavailable, from_rpc
+from plaudit_client.reply import Reply
+from plaudit_client.requests import chat_request, feedback_request
+from plaudit_client.types import Durability, Message, Policies, Policy
+
+_FEEDBACK_ATTEMPTS = 5
+_FIRST_PAUSE = 0.1  # seconds, doubled after each attempt: 1.5 s in all, longer than a server's hand-over
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """Talks to one Plaudit server, or to a balancer before many. To be made inside a running event loop.
+
+    async with AsyncClient("localhost:50051") as client:
+        reply = client.chat("Name three birds.")
+        async for text in reply:
+            print(text, end="")
+        await reply.thumbs_up()
+    """
+
+    def __init__(
+        self, address: str, *, credentials: grpc.ChannelCredentials | None = None, timeout: float = 30.0
+    ) -> None:
+        """`timeout`: seconds for every call but chat. RuntimeError if no event loop is running."""
+        asyncio.get_running_loop()  # grpc.aio would bind to a loop of its own making, and fail later and stranger
+        self.address = address
+        self._timeout = timeout
+        self._channel = (
+            grpc.aio.secure_channel(address, credentials) if credentials else grpc.aio.insecure_channel(address)
+        )
+        self._chat = ChatServiceStub(self._channel)
+        self._feedback = FeedbackServiceStub(self._channel)
+        self._policies = PolicyServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; replies still running are cancelled."""
+        await self._channel.close()
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        user_id: str = "",
+        conversation_id: str = "",
+        policy_version: str = "",
+        logprobs: bool = False,
+        unrecorded: bool = False,
+        timeout: float | None = None,
+    ) -> Reply:
+        """One reply to a conversation, or to one user's message given as a string; Reply says what reading it raises.
+
+        What is None is the server's default. `unrecorded`: nothing is learnt from the reply, and it cannot be voted on.
+        `timeout`: seconds for the whole reply; None: as long as it takes.
+        Raises InvalidRequest at once for what cannot be sent at all.
+        """
+        request = chat_request(
+            messages,
+            temperature=temperature,
+            top_p=top_p,
+            max_tokens=max_tokens,
+            seed=seed,
+            stop=stop,
+            user_id=user_id,
+            conversation_id=conversation_id,
+            policy_version=policy_version,
+            logprobs=logprobs,
+            unrecorded=unrecorded,
+        )
+        return Reply(self, lambda: self._chat.StreamChat(request, timeout=timeout), user_id)
+
+    async def submit_feedback(
+        self,
+        receipt: str,
+        *,
+        thumb: Literal["up", "down"] | None = None,
+        rating: int | None = None,
+        preferred_over: str | None = None,
+        comment: str | None = None,
+        aspect: str = "",
+        user_id: str = "",
+        idempotency_key: str | None = None,
+    ) -> Durability:
+        """Say exactly one thing of the reply that `receipt` came with; returns where it is safe now.
+
+        `preferred_over` is the receipt of the other, worse reply. While the server is unavailable, the statement is
+        sent again a few times, always with the same idempotency key (its own, if none is given), so it counts once.
+        Raises InvalidRequest (a forged receipt included), FailedPrecondition (an expired receipt), ResourceExhausted,
+        Unavailable or ServerError.
+        """
+        request = feedback_request(
+            receipt,
+            thumb=thumb,
+            rating=rating,
+            preferred_over=preferred_over,
+            comment=comment,
+            aspect=aspect,
+            user_id=user_id,
+            idempotency_key=idempotency_key or uuid4().hex,
+        )
+        response = await self._insist(lambda: self._feedback.SubmitFeedback(request, timeout=self._timeout))
+        return Durability.from_proto(response.durability)
+
+    async def retract_feedback(
+        self, receipt: str, *, aspect: str = "", user_id: str = "", idempotency_key: str | None = None
+    ) -> Durability:
+        """Take back what this user said of one reply and aspect. Retried, and raises, as `submit_feedback`."""
+        request = RetractFeedbackRequest(
+            receipt=receipt, aspect=aspect, user_id=user_id, idempotency_key=idempotency_key or uuid4().hex
+        )
+        response = await self._insist(lambda: self._feedback.RetractFeedback(request, timeout=self._timeout))
+        return Durability.from_proto(response.durability)
+
+    async def list_policies(self) -> Policies:
+        """All policy versions, oldest first, and which of them answer. Raises Unavailable or ServerError."""
+        response = await self._call(lambda: self._policies.ListPolicies(ListPoliciesRequest(), timeout=self._timeout))
+        return Policies(
+            policies=tuple(Policy.from_proto(policy) for policy in response.policies),
+            serving_version=response.serving_version,
+            loaded_versions=tuple(response.loaded_versions),
+        )
+
+    async def get_policy(self, version: str) -> Policy:
+        """One version. Raises NotFound if there is none of that name, Unavailable or ServerError."""
+        request = GetPolicyRequest(version=version)
+        response = await self._call(lambda: self._policies.GetPolicy(request, timeout=self._timeout))
+        return Policy.from_proto(response.policy)
+
+    async def promote_policy(self, version: str, reason: str = "") -> Policy:
+        """Make `version` stable on all servers.
+
+        Raises NotFound, FailedPrecondition (the gate rejected it, or the server cannot load it), InvalidRequest,
+        Unavailable or ServerError.
+        """
+        request = PromotePolicyRequest(version=version, reason=reason)
+        response = await self._call(lambda: self._policies.PromotePolicy(request, timeout=self._timeout))
+        return Policy.from_proto(response.policy)
+
+    async def rollback_policy(self, version: str = "", reason: str = "") -> tuple[Policy, str]:
+        """Take `version` (empty: the stable one) out of service; returns it, and the version that serves instead.
+
+        Raises NotFound, FailedPrecondition (v0, or never in service), InvalidRequest, Unavailable or ServerError.
+        """
+        request = RollbackPolicyRequest(version=version, reason=reason)
+        response = await self._call(lambda: self._policies.RollbackPolicy(request, timeout=self._timeout))
+        return Policy.from_proto(response.policy), response.serving_version
+
+    async def healthy(self) -> bool:
+        """Whether the server says that it serves (grpc.health.v1). Raises Unavailable or ServerError."""
+        # HealthCheckRequest{} is no bytes; HealthCheckResponse{status: SERVING} is field 1, value 1. That does not
+        # justify another dependency.
+        check = self._channel.unary_unary(
+            "/grpc.health.v1.Health/Check", request_serializer=_as_is, response_deserializer=_as_is
+        )
+        return await self._call(lambda: check(b"", timeout=self._timeout)) == b"\x08\x01"
+
+    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await call()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, self.address) from None
+
+    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        for attempt in range(_FEEDBACK_ATTEMPTS - 1):
+            try:
+                return await self._call(call)
+            except Unavailable:
+                # Jitter: many clients that lost the same server must not come back in step.
+                await asyncio.sleep(_FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
+        return await self._call(call)
+
+
+def _as_is(content: bytes) -> bytes:
+    return content

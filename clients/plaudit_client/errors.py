@@ -1,0 +1,163 @@
+"""What can go wrong, as the caller should tell it apart.
+
+    PlauditError
+    ├── InvalidRequest        a field is wrong: `field`, `violations`
+    ├── NotFound              no such policy version, or no such service at that address
+    ├── FailedPrecondition    right, but not now: an expired receipt, a version that was rejected
+    ├── ResourceExhausted     too much at once: `retry_after`
+    ├── Unavailable           nothing answers, or the server is draining
+    ├── DeadlineExceeded      the caller's time ran out
+    ├── Cancelled             the server ended the call
+    └── ServerError           everything else; `code` says what
+
+Each carries the server's sentence, which says what would be right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import grpc
+
+if TYPE_CHECKING:
+    from google.rpc.status_pb2 import Status
+
+
+class PlauditError(Exception):
+    """Base of all that the SDK raises. `message` is a sentence for a person; `code` is the gRPC code's name."""
+
+    code = "UNKNOWN"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequest(PlauditError):
+    """A field of the request is wrong. Sending it again changes nothing."""
+
+    code = "INVALID_ARGUMENT"
+
+    def __init__(self, field: str, message: str, violations: Iterable[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.field = field
+        """Path of the (first) wrong field, e.g. `messages[2].role`; empty if the server did not say."""
+        self.violations = tuple(violations) or ((field, message),)
+        """Every wrong field, with what would be right."""
+
+    def __str__(self) -> str:
+        return "; ".join(f"{field}: {message}" if field else message for field, message in self.violations)
+
+
+class NotFound(PlauditError):
+    """There is no policy version of that name."""
+
+    code = "NOT_FOUND"
+
+
+class FailedPrecondition(PlauditError):
+    """The request is well formed, but cannot be done as things stand."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class ResourceExhausted(PlauditError):
+    """The server has too much to do already."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds after which the same request may succeed; None if the server did not say."""
+
+
+class Unavailable(PlauditError):
+    """Nothing answers at the address, or the server is going down."""
+
+    code = "UNAVAILABLE"
+
+
+class DeadlineExceeded(PlauditError):
+    """The call took longer than its `timeout`."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class Cancelled(PlauditError):
+    """The server cancelled the call."""
+
+    code = "CANCELLED"
+
+
+class ServerError(PlauditError):
+    """The server failed, or refused in a way that the SDK does not know."""
+
+    def __init__(self, message: str, code: str = "INTERNAL") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+_PLAIN: dict[grpc.StatusCode, type[PlauditError]] = {
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.CANCELLED: Cancelled,
+}
+
+
+def from_rpc(error: grpc.aio.AioRpcError, address: str) -> PlauditError:
+    """The exception that stands for a failed call to `address`."""
+    code, message = error.code(), error.details() or error.code().name
+    if code == grpc.StatusCode.INVALID_ARGUMENT:
+        violations = _violations(_status(error))
+        return InvalidRequest(*violations[0], violations) if violations else InvalidRequest("", message)
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return ResourceExhausted(message, _retry_after(_status(error)))
+    if code == grpc.StatusCode.UNAVAILABLE:
+        return Unavailable(_unreachable(message, address))
+    if code in _PLAIN:
+        return _PLAIN[code](message)
+    return ServerError(message, code.name)
+
+
+def _status(error: grpc.aio.AioRpcError) -> Status | None:
+    # What google.rpc helpers cost to import is only paid by calls that fail.
+    from grpc_status import rpc_status
+
+    try:
+        status: Status | None = rpc_status.from_call(error)
+    except ValueError:  # a proxy rewrote the code or the sentence: those of the call stand, the details are lost
+        return None
+    return status
+
+
+def _violations(status: Status | None) -> list[tuple[str, str]]:
+    from google.rpc.error_details_pb2 import BadRequest
+
+    found = []
+    for detail in status.details if status else ():
+        request = BadRequest()
+        if detail.Unpack(request):
+            found += [(violation.field, violation.description) for violation in request.field_violations]
+    return found
+
+
+def _retry_after(status: Status | None) -> float | None:
+    from google.rpc.error_details_pb2 import RetryInfo
+
+    for detail in status.details if status else ():
+        retry = RetryInfo()
+        if detail.Unpack(retry):
+            return float(retry.retry_delay.ToNanoseconds()) / 1e9
+    return None
+
+
+def _unreachable(message: str, address: str) -> str:
+    # gRPC's own sentence names every socket address it tried; only its end says why.
+    if not message.startswith(("failed to connect to all addresses", "DNS resolution failed")):
+        return message
+    cause = re.search(r"Connection refused|Name or service not known|DNS resolution failed|timed out", message)
+    return f"nothing answers at {address}" + (f" ({cause.group().lower()})" if cause else "")

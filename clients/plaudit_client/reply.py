@@ -1,0 +1,143 @@
+"""A reply as it comes, and the votes that its holder may cast on it.
+
+async for text in reply       begins the call, yields text as it is sampled
+    leaving the loop early    ends the call: the server's slot is free within a token
+reply.text, .receipt, …       filled in as they arrive, complete after the loop
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import grpc
+
+from plaudit.v1.chat_pb2 import StreamChatRequest, StreamChatResponse
+from plaudit_client.errors import ServerError, from_rpc
+from plaudit_client.types import Durability, FinishReason, Token, Usage
+
+if TYPE_CHECKING:
+    from plaudit_client.client import AsyncClient
+
+Call = grpc.aio.UnaryStreamCall[StreamChatRequest, StreamChatResponse]
+
+
+class Reply:
+    """Made by `AsyncClient.chat`. The call begins when the reply is first iterated, and a reply is read once."""
+
+    def __init__(self, client: AsyncClient, begin: Callable[[], Call], user_id: str) -> None:
+        self._client = client
+        self._begin = begin
+        self._user_id = user_id
+        self._call: Call | None = None
+        self._cancelled = False
+        self.text = ""
+        """The reply so far."""
+        self.receipt = ""
+        """The right to vote on this reply; empty until the reply has started."""
+        self.policy_version = ""
+        """The version that samples this reply, from its first token to its last; empty until it has started."""
+        self.response_id = ""
+        """Names the reply in logs; no right to vote."""
+        self.finish_reason: FinishReason | None = None
+        """None while it runs, and after it failed."""
+        self.usage: Usage | None = None
+        """None while it runs, and if it was cancelled."""
+        self.tokens: list[Token] = []
+        """The sampled tokens, if asked for with `logprobs=True`."""
+
+    async def __aiter__(self) -> AsyncGenerator[str, None]:
+        """The reply's text, in the pieces in which it is sampled.
+
+        Raises InvalidRequest, NotFound (the `policy_version` is not served), ResourceExhausted (the queue is full),
+        Unavailable, DeadlineExceeded or ServerError, and RuntimeError if the reply was read before. After `cancel` it
+        just ends.
+        """
+        if self._cancelled:
+            return
+        if self._call is not None:
+            raise RuntimeError("a reply can be read only once; its text is in reply.text")
+        self._call = self._begin()
+        try:
+            async for event in self._call:
+                self._take(event)
+                if event.WhichOneof("event") == "delta" and event.delta.text:
+                    yield event.delta.text
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, self._client.address) from None
+        except (asyncio.CancelledError, GeneratorExit) as leaving:
+            self.finish_reason = self.finish_reason or FinishReason.CANCELLED
+            # grpc.aio tells of our own cancel() by a CancelledError too, though the task that reads is to go on.
+            task = asyncio.current_task()
+            if not self._cancelled or isinstance(leaving, GeneratorExit) or (task is not None and task.cancelling()):
+                raise
+        finally:
+            self._call.cancel()  # frees the server's slot; changes nothing if the call has ended
+        if self.finish_reason is None:
+            raise ServerError("the reply broke off without an end")
+
+    async def read(self) -> str:
+        """The whole text, once the reply has ended. Raises as iterating does."""
+        async for _ in self:
+            pass
+        return self.text
+
+    def cancel(self) -> None:
+        """End the reply now and free the server's slot. What came until now stays; an ended reply does not change."""
+        if self._call is None or self._call.cancel():  # False: it has ended already
+            self._cancelled = True
+            self.finish_reason = self.finish_reason or FinishReason.CANCELLED
+
+    async def aclose(self) -> None:
+        """As `cancel`, for `contextlib.aclosing` and `async with`."""
+        self.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def thumbs_up(self, *, aspect: str = "") -> Durability:
+        """Say that this reply is good. Raises as `AsyncClient.submit_feedback` does, RuntimeError before it started."""
+        return await self._client.submit_feedback(self._vote(), thumb="up", aspect=aspect, user_id=self._user_id)
+
+    async def thumbs_down(self, *, aspect: str = "") -> Durability:
+        """Say that this reply is bad. Raises as `thumbs_up` does."""
+        return await self._client.submit_feedback(self._vote(), thumb="down", aspect=aspect, user_id=self._user_id)
+
+    async def prefer_over(self, other: Reply, *, aspect: str = "") -> Durability:
+        """Say that this reply is better than `other`. Raises as `thumbs_up` does."""
+        return await self._client.submit_feedback(
+            self._vote(), preferred_over=other._vote(), aspect=aspect, user_id=self._user_id
+        )
+
+    async def retract(self, *, aspect: str = "") -> Durability:
+        """Take back what was said of this reply. Raises as `thumbs_up` does."""
+        return await self._client.retract_feedback(self._vote(), aspect=aspect, user_id=self._user_id)
+
+    def _vote(self) -> str:
+        if not self.receipt:
+            raise RuntimeError("the reply has not started, so it has no receipt yet: read it first")
+        return self.receipt
+
+    def _take(self, event: StreamChatResponse) -> None:
+        match event.WhichOneof("event"):
+            case "started":
+                self.receipt = event.started.receipt
+                self.policy_version = event.started.policy_version
+                self.response_id = event.started.response_id
+            case "delta":
+                delta = event.delta
+                self.text += delta.text
+                self.tokens += [Token(*pair) for pair in zip(delta.token_ids, delta.logprobs, strict=True)]
+            case "finished":
+                finished = event.finished
+                self.finish_reason = FinishReason.from_proto(finished.finish_reason)
+                self.usage = Usage(finished.prompt_tokens, finished.completion_tokens)
+            case _:  # an event of a later contract
+                pass

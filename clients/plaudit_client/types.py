@@ -1,0 +1,117 @@
+"""What the SDK takes and gives: plain immutable values, so that nobody who uses it has to touch protobuf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Literal, TypedDict
+
+from plaudit.v1 import feedback_pb2, policy_pb2, sampling_pb2
+
+
+class Message(TypedDict):
+    """One turn of a conversation, as in OpenAI's API."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class FinishReason(StrEnum):
+    """Why a reply ended."""
+
+    STOP = "stop"
+    """The model ended it, or a stop string was met."""
+    LENGTH = "length"
+    """max_tokens were sampled."""
+    CANCELLED = "cancelled"
+    """The caller left."""
+    ERROR = "error"
+    """The engine failed in the middle of it."""
+
+    @classmethod
+    def from_proto(cls, reason: sampling_pb2.FinishReason.ValueType) -> FinishReason:
+        """ERROR for a reason that this SDK does not know."""
+        return _FINISH.get(reason, cls.ERROR)
+
+
+class Durability(StrEnum):
+    """Where an acknowledged vote is safe."""
+
+    EVENT_LOG = "event log"
+    OUTBOX = "outbox"
+    """On the server's disk, because the event log is away; it follows by itself."""
+    UNKNOWN = "unknown"
+
+    @classmethod
+    def from_proto(cls, durability: feedback_pb2.Durability.ValueType) -> Durability:
+        """UNKNOWN for a place that this SDK does not know."""
+        return _DURABILITY.get(durability, cls.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one reply."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One sampled token; only of replies that were asked for with `logprobs=True`."""
+
+    id: int
+    logprob: float
+    """Natural logarithm, under the distribution really sampled from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One policy version."""
+
+    version: str
+    """`v0` is the base model."""
+    parent: str
+    state: str
+    """candidate, canary, stable, retired, rejected or rolled back."""
+    reason: str
+    changed_at: datetime | None
+    metrics: dict[str, float]
+    """What was measured of it at the gate."""
+
+    @classmethod
+    def from_proto(cls, policy: policy_pb2.Policy) -> Policy:
+        """As the server tells it."""
+        return cls(
+            version=policy.version,
+            parent=policy.parent,
+            state=policy_pb2.PolicyState.Name(policy.state).removeprefix("POLICY_STATE_").lower().replace("_", " "),
+            reason=policy.reason,
+            changed_at=policy.changed_at.ToDatetime(tzinfo=UTC) if policy.HasField("changed_at") else None,
+            metrics=dict(policy.metrics),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """All versions, and which of them answer."""
+
+    policies: tuple[Policy, ...]
+    """Oldest first."""
+    serving_version: str
+    """What this server gives new requests."""
+    loaded_versions: tuple[str, ...]
+    """What may be asked for with `policy_version`."""
+
+
+_FINISH = {
+    sampling_pb2.FINISH_REASON_STOP: FinishReason.STOP,
+    sampling_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+    sampling_pb2.FINISH_REASON_CANCELLED: FinishReason.CANCELLED,
+    sampling_pb2.FINISH_REASON_ERROR: FinishReason.ERROR,
+}
+_DURABILITY = {
+    feedback_pb2.DURABILITY_EVENT_LOG: Durability.EVENT_LOG,
+    feedback_pb2.DURABILITY_OUTBOX: Durability.OUTBOX,
+}

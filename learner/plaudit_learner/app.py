@@ -1,0 +1,92 @@
+"""plaudit-learner: puts the rooms together and runs the loop."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import Event
+
+from plaudit import base_model
+from plaudit.lifecycle import log_to_stderr, on_stop
+from plaudit.settings import parse
+from plaudit_learner.config import LearnerSettings
+
+log = logging.getLogger(__name__)
+
+PROGRAM = "plaudit-learner"
+
+
+class Occupied(Exception):
+    """Another learner has this state directory."""
+
+
+def main() -> int:
+    """The command; returns its exit status."""
+    settings = parse(LearnerSettings, PROGRAM)
+    log_to_stderr(PROGRAM)
+    stop = Event()
+    on_stop(stop.set, exit_with_parent=settings.exit_with_parent)
+    from plaudit.artifacts import ArtifactError
+    from plaudit.events import EventLogUnavailable
+
+    try:
+        run(settings, stop)
+    except (ArtifactError, EventLogUnavailable, Occupied, base_model.ModelNotFound, OSError, ValueError) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(settings: LearnerSettings, stop: Event) -> None:
+    """Learn until `stop` is set. Raises what main() lists when it cannot start."""
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    from plaudit.events import open_log
+    from plaudit_learner.experience import Experience
+    from plaudit_learner.loop import Learner
+    from plaudit_learner.metrics import LearnerMetrics
+
+    metrics = LearnerMetrics(CollectorRegistry())
+    with ExitStack() as down:
+        down.enter_context(_only_one(settings.state_dir))
+        if settings.metrics_port:
+            http, thread = start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
+            down.callback(thread.join)
+            down.callback(http.server_close)
+            down.callback(http.shutdown)
+        model = base_model.resolve(settings.model, settings.model_cache.expanduser())
+        event_log = down.enter_context(open_log(settings.event_log))
+        store = Experience(settings.state_dir / "experience.sqlite")
+        down.callback(store.close)
+        learner = Learner(
+            settings,
+            model=model,
+            base_model_sha256=base_model.fingerprint(model),
+            event_log=event_log,
+            store=store,
+            metrics=metrics,
+            stop=stop,
+        )
+        log.info("learning from %s", settings.event_log)
+        learner.run()
+        log.info("stopped")
+
+
+@contextmanager
+def _only_one(state_dir: Path) -> Iterator[None]:
+    """Hold the state directory. Raises Occupied if another learner does: two would publish over each other."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    with (state_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Occupied(f"another learner runs in {state_dir}; only one may") from None
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

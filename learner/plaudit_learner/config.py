@@ -1,0 +1,49 @@
+"""Settings of plaudit-learner. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from plaudit.base_model import PACKAGED
+from plaudit.settings import Settings
+
+
+class LearnerSettings(Settings):
+    """Takes in votes, trains a reward model on them, improves the policy with PPO, publishes what passes the gate."""
+
+    model: str = PACKAGED
+    """The base model: `smollm2` (packaged), or a directory in Hugging Face's format; the one that the servers serve."""
+    model_cache: Path = Path("~/.cache/plaudit")
+    """Where the packaged model is kept once converted."""
+    event_log: str
+    """sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…]; all programs of a deployment share it."""
+    policy_store: str
+    """Where versions are published: a directory or any fsspec URL (s3://…)."""
+    state_dir: Path
+    """This learner's own directory: the experience store. Only one learner may use it at a time."""
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Port of Prometheus metrics, on loopback; 0: none."""
+    aspect: str = "quality"
+    """The aspect whose thumbs are learnt from."""
+    votes_per_round: int = Field(default=40, ge=4)
+    """New votes that start a round: reward model, PPO, gate, publication."""
+    window: int = Field(default=4000, ge=16)
+    """Replies that are learnt from, the most recent ones."""
+    max_new_tokens: int = Field(default=64, ge=4)
+    """Length limit of fresh rollouts; the requests' own usual limit where that is lower. In tokens."""
+    iterations: int = Field(default=10, ge=1)
+    """PPO updates in a round, each on fresh rollouts."""
+    prompts_per_iteration: int = Field(default=24, ge=2)
+    """Distinct prompts in an update, with 4 replies each."""
+    kl_budget: float = Field(default=1.5, gt=0)
+    """How far the policy may go from the base model: KL per reply, in nats, that the KL coefficient aims at."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    """Of PPO's optimiser (AdamW)."""
+    lora_layers: int = Field(default=12, ge=1)
+    """Layers that carry LoRA, counted from the top."""
+    seed: int = 0
+    """Of all that is random; a round's own seed follows from it and the round's number."""
+    exit_with_parent: bool = False
+    """Also stop when standard input ends (for supervisors)."""

@@ -1,0 +1,257 @@
+"""The experience store: interactions, what people said of them, and how far the event log was read, in one SQLite file.
+
+    interactions ──┐
+                   ├─ joined on response_id ──▶ experience
+    statements ────┘   (either may come first)
+
+A statement is kept under its idempotency key; records with the same key are one statement, made when the earliest of
+them was accepted. What *stands* of one user on one reply and aspect is derived: a later vote (thumb or rating) replaces
+an earlier one, likewise a comment, or a preference over the same other reply; a retraction takes back all that came
+before it. So the state is a pure function of the set of records, whatever their order and number (invariant 2), and a
+vote may come before its interaction (invariant 3).
+"""
+
+from __future__ import annotations
+
+import array
+import hashlib
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from plaudit.v1.events_pb2 import Feedback, Interaction, PolicyEvent
+from plaudit.v1.feedback_pb2 import Thumb
+from plaudit.v1.sampling_pb2 import FinishReason
+from plaudit_learner.policy import PromptReply
+from plaudit_learner.reward import Preference, Vote
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS interactions (
+    response_id    TEXT PRIMARY KEY,
+    policy_version TEXT NOT NULL,
+    user           TEXT NOT NULL,
+    prompt_key     TEXT NOT NULL,
+    prompt         BLOB NOT NULL,
+    reply          BLOB NOT NULL,
+    logprobs       BLOB NOT NULL,
+    temperature    REAL NOT NULL,
+    max_tokens     INTEGER NOT NULL,
+    finish_reason  INTEGER NOT NULL,
+    at             INTEGER NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS interactions_at ON interactions (at);
+CREATE TABLE IF NOT EXISTS statements (
+    response_id TEXT NOT NULL,
+    user        TEXT NOT NULL,
+    aspect      TEXT NOT NULL,
+    feedback_id TEXT NOT NULL,
+    slot        TEXT NOT NULL,
+    value       INTEGER NOT NULL,
+    words       TEXT NOT NULL,
+    at          INTEGER NOT NULL,
+    PRIMARY KEY (response_id, user, aspect, feedback_id)
+) STRICT;
+CREATE TABLE IF NOT EXISTS positions (
+    log TEXT NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL, next INTEGER NOT NULL,
+    PRIMARY KEY (log, topic, partition)
+) STRICT;
+CREATE TABLE IF NOT EXISTS policies (version TEXT PRIMARY KEY, offset INTEGER NOT NULL, event BLOB NOT NULL) STRICT;
+CREATE VIEW IF NOT EXISTS standing AS
+    SELECT * FROM statements AS said
+    WHERE slot != 'retraction' AND NOT EXISTS (
+        SELECT 1 FROM statements AS later
+        WHERE later.response_id = said.response_id AND later.user = said.user AND later.aspect = said.aspect
+          AND (later.slot = said.slot OR later.slot = 'retraction')
+          AND (later.at, later.feedback_id) > (said.at, said.feedback_id)
+    );
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Thumbs that stand on the replies of one version."""
+
+    up: int
+    down: int
+
+
+class Experience:
+    """The store. One writer; every method raises sqlite3.Error if the file cannot be used."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """What is written inside is there wholly or not at all: records and the position after them (invariant 9)."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def add_interaction(self, record: Interaction) -> None:
+        """Keep a reply; one that is there already changes nothing. Its lengths were checked by intake."""
+        prompt = array.array("I", record.prompt_token_ids).tobytes()
+        self._db.execute(
+            "INSERT INTO interactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (
+                record.response_id,
+                record.policy_version,
+                record.user,
+                hashlib.sha256(prompt).hexdigest(),
+                prompt,
+                array.array("I", record.reply_token_ids).tobytes(),
+                array.array("f", record.behaviour_logprobs).tobytes(),
+                record.sampling.temperature,
+                record.sampling.max_tokens,
+                record.finish_reason,
+                record.started_at.ToMicroseconds(),
+            ),
+        )
+
+    def add_feedback(self, record: Feedback) -> None:
+        """Keep a statement, or learn that it was made earlier than known."""
+        slot, value, words = _slot(record)
+        self._db.execute(
+            "INSERT INTO statements VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
+            " SET slot = excluded.slot, value = excluded.value, words = excluded.words, at = excluded.at"
+            " WHERE (excluded.at, excluded.slot, excluded.value, excluded.words) < (at, slot, value, words)",
+            (
+                record.response_id,
+                record.user,
+                record.aspect,
+                record.feedback_id,
+                slot,
+                value,
+                words,
+                record.submitted_at.ToMicroseconds(),
+            ),
+        )
+
+    def positions(self, log: str) -> dict[tuple[str, int], int]:
+        """(topic, partition) → offset of the next record to be read in the log of that identity."""
+        rows = self._db.execute("SELECT topic, partition, next FROM positions WHERE log = ?", (log,))
+        return {(topic, partition): following for topic, partition, following in rows}
+
+    def set_positions(self, log: str, positions: Mapping[tuple[str, int], int]) -> None:
+        """Say how far the log was read; belongs into the transaction that keeps what was read."""
+        self._db.executemany(
+            "INSERT INTO positions VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET next = excluded.next",
+            [(log, topic, partition, following) for (topic, partition), following in positions.items()],
+        )
+
+    def keep_policy(self, event: PolicyEvent, offset: int) -> None:
+        """Remember the last event of a version, for the day on which the event log has forgotten it."""
+        self._db.execute(
+            "INSERT INTO policies VALUES (?, ?, ?) ON CONFLICT DO UPDATE"
+            " SET offset = excluded.offset, event = excluded.event",
+            (event.version, offset, event.SerializeToString()),
+        )
+
+    def policies(self) -> list[PolicyEvent]:
+        """The events remembered, in the order of the log that they were read from."""
+        rows = self._db.execute("SELECT event FROM policies ORDER BY offset")
+        return [PolicyEvent.FromString(event) for (event,) in rows]
+
+    def votes(self, aspect: str, window: int) -> list[Vote]:
+        """Thumbs that stand on the last `window` replies, oldest first; those whose reply is not here yet wait."""
+        rows = self._db.execute(
+            "SELECT i.prompt, i.reply, i.finish_reason, s.value"
+            " FROM standing AS s JOIN interactions AS i USING (response_id)"
+            " WHERE s.slot = 'vote' AND s.aspect = ? AND s.value IN (1, -1) AND i.at >= ?"
+            " ORDER BY i.at, i.response_id, s.user",
+            (aspect, self._window_start(window)),
+        )
+        return [Vote(_reply(prompt, reply, reason), value == 1) for prompt, reply, reason, value in rows]
+
+    def preferences(self, aspect: str, window: int) -> list[Preference]:
+        """Preferences that stand between two of the last `window` replies to the same prompt."""
+        rows = self._db.execute(
+            "SELECT b.prompt, b.reply, b.finish_reason, w.reply, w.finish_reason"
+            " FROM standing AS s JOIN interactions AS b ON b.response_id = s.response_id"
+            " JOIN interactions AS w ON 'over ' || w.response_id = s.slot AND w.prompt_key = b.prompt_key"
+            " WHERE s.aspect = ? AND b.at >= ? ORDER BY b.at, b.response_id, s.user",
+            (aspect, self._window_start(window)),
+        )
+        return [Preference(_reply(prompt, better, b), _reply(prompt, worse, w)) for prompt, better, b, worse, w in rows]
+
+    def count_votes(self, aspect: str) -> int:
+        """Thumbs that stand on replies that are here: every vote counted once."""
+        (count,) = self._db.execute(
+            "SELECT count(*) FROM standing JOIN interactions USING (response_id)"
+            " WHERE slot = 'vote' AND aspect = ? AND value IN (1, -1)",
+            (aspect,),
+        ).fetchone()
+        return int(count)
+
+    def tallies(self, aspect: str) -> dict[str, Tally]:
+        """Thumbs that stand, by policy version."""
+        rows = self._db.execute(
+            "SELECT i.policy_version, sum(s.value = 1), sum(s.value = -1)"
+            " FROM standing AS s JOIN interactions AS i USING (response_id)"
+            " WHERE s.slot = 'vote' AND s.aspect = ? GROUP BY i.policy_version",
+            (aspect,),
+        )
+        return {version: Tally(up, down) for version, up, down in rows}
+
+    def prompts(self, window: int) -> dict[str, tuple[int, ...]]:
+        """The distinct prompts of the last `window` replies, by their key, the most recent first."""
+        rows = self._db.execute(
+            "SELECT prompt_key, prompt FROM interactions WHERE at >= ?"
+            " GROUP BY prompt_key ORDER BY max(at) DESC, prompt_key",
+            (self._window_start(window),),
+        )
+        return {key: _tokens(prompt) for key, prompt in rows}
+
+    def usual_sampling(self, window: int) -> tuple[float, int] | None:
+        """(temperature, max_tokens) most often asked for in the last `window` sampled replies; None if there is none.
+
+        Greedy replies do not count: nothing can be learnt about alternatives from one that has none.
+        """
+        row = self._db.execute(
+            "SELECT temperature, max_tokens FROM interactions WHERE at >= ? AND temperature > 0"
+            " GROUP BY temperature, max_tokens ORDER BY count(*) DESC, temperature, max_tokens LIMIT 1",
+            (self._window_start(window),),
+        ).fetchone()
+        return (float(row[0]), int(row[1])) if row else None
+
+    def _window_start(self, window: int) -> int:
+        row = self._db.execute(
+            "SELECT at FROM interactions ORDER BY at DESC LIMIT 1 OFFSET ?", (window - 1,)
+        ).fetchone()
+        return int(row[0]) if row else 0
+
+
+def _slot(record: Feedback) -> tuple[str, int, str]:
+    """Where a statement stands (a later one in the same slot replaces it), its value, and its words."""
+    verdict = record.WhichOneof("verdict")
+    if verdict == "thumb":
+        return "vote", 1 if record.thumb == Thumb.THUMB_UP else -1, ""
+    if verdict == "rating":
+        return "vote", 10 + record.rating, ""  # 11 to 15: no thumb
+    if verdict == "preferred_over":
+        return f"over {record.preferred_over}", 1, ""
+    if verdict == "comment":
+        return "comment", 0, record.comment
+    return "retraction", 0, ""
+
+
+def _tokens(blob: bytes) -> tuple[int, ...]:
+    return tuple(array.array("I", blob))
+
+
+def _reply(prompt: bytes, reply: bytes, reason: int) -> PromptReply:
+    return PromptReply(_tokens(prompt), _tokens(reply), reason == FinishReason.FINISH_REASON_STOP)

@@ -1,0 +1,285 @@
+"""Improve the policy: PPO on fresh rollouts, scored by the reward model.
+
+    reference rollouts ──▶ scale of the reward, beta
+          ┌─────────────────────────────────────────────────────────┐
+          ▼                                                         │
+    prompts ──▶ sample K replies each ──▶ score ──▶ advantages ──▶ one pass of minibatches
+
+The policy's adapter changes in place. If the KL to the reference passes its bound the last iteration is undone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from torch import Tensor
+
+from plaudit_learner.features import Encoding, batches, encode
+from plaudit_learner.policy import Policy
+from plaudit_learner.ppo import (
+    PPOMetrics,
+    beta_from_budget,
+    leave_one_out,
+    ppo_loss,
+    within_prompt_sd,
+)
+from plaudit_learner.reward import RewardModel
+from plaudit_learner.rollouts import Rollout, sample
+
+MICROBATCH = 16
+
+
+@dataclass(frozen=True)
+class ImproveSettings:
+    """How one version is improved from its parent."""
+
+    iterations: int = 8
+    """Rounds of sampling and updating."""
+    prompts_per_iteration: int = 24
+    """Distinct prompts sampled in a round."""
+    samples_per_prompt: int = 4
+    """Replies to each; at least 2, since each is judged against the others."""
+    minibatch_prompts: int = 8
+    """Prompts (with all their replies) in one optimiser step."""
+    learning_rate: float = 3e-4
+    """Of Adam, at the start; falls to `final_learning_rate_share` of it in a straight line."""
+    final_learning_rate_share: float = 0.1
+    """The learning rate of the last step, as a share of the first."""
+    max_gradient_norm: float = 1.0
+    """Longer gradients are shortened to this."""
+    kl_budget: float = 1.5
+    """Nats a reply, to the reference: the coefficient of the KL is set so that the optimum spends this much."""
+    kl_stop: float = 3.0
+    """Nats a reply: past this an iteration is undone and the improvement ends."""
+    clip: float = 0.2
+    """The ratio's clip (Schulman et al. 2017, eq. 7)."""
+    temperature: float = 0.7
+    """As served."""
+    max_new_tokens: int = 48
+    """As served, or less to go faster."""
+    unfinished_penalty: float = 0.0
+    """Taken from the score of a reply without EOS, in deviations of the score."""
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "prompts_per_iteration", "minibatch_prompts", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if self.samples_per_prompt < 2:
+            raise ValueError("samples_per_prompt must be at least 2: each reply is judged against the others")
+        if self.kl_stop <= self.kl_budget:
+            raise ValueError("kl_stop must be above kl_budget, or every improvement would end before its optimum")
+
+
+@dataclass(frozen=True)
+class IterationMetrics:
+    """What one iteration saw. Reward, length and finished are of the rollouts, the rest of the update."""
+
+    iteration: int
+    reward: float
+    """Mean score of the fresh rollouts, in deviations from the judged replies' mean."""
+    reward_within_sd: float
+    """Its deviation among replies to one prompt."""
+    length: float
+    """Mean reply length, tokens."""
+    finished: float
+    """Share of replies that end in EOS."""
+    kl: float
+    """KL to the reference, nats per reply."""
+    entropy: float
+    """Nats per token."""
+    clip_fraction: float
+    """Share of tokens held by the clip."""
+    drift: float
+    """KL of this iteration's update, nats per reply."""
+    gradient_norm: float
+    """Before it is clipped."""
+
+
+@dataclass(frozen=True)
+class ImproveResult:
+    """How it went. The policy itself was changed in place."""
+
+    iterations: list[IterationMetrics]
+    beta: float
+    """The coefficient of the KL, per deviation of the reward within a prompt."""
+    reference_reward: float
+    """Mean score of the reference policy on prompts of the training set."""
+    stopped: str | None
+    """Why it ended early, in words; None if it ran to its end."""
+
+
+class _StopRequestedError(Exception):
+    pass
+
+
+def improve(
+    policy: Policy,
+    reward_model: RewardModel,
+    prompts: Sequence[tuple[int, ...]],
+    settings: ImproveSettings,
+    *,
+    seed: int,
+    progress: Callable[[IterationMetrics], None] = lambda metrics: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> ImproveResult:
+    """Improve `policy` in place on fresh replies to `prompts`, which may repeat over iterations.
+
+    should_stop is asked between minibatches; once it says yes this returns within one minibatch.
+    Raises ValueError if there are no prompts.
+    """
+    if not prompts:
+        raise ValueError("there are no prompts to improve on")
+    s = settings
+    optimizer = torch.optim.Adam(policy.parameters(), lr=s.learning_rate, betas=(0.9, 0.99))
+    queue = _cycle(prompts, seed)
+    done: list[IterationMetrics] = []
+    stopped: str | None = None
+
+    first = _take(queue, s.prompts_per_iteration)
+    with policy.reference():
+        rollouts = _sample(policy, first, s, seed)
+    encodings = encode(policy, [r.item for r in rollouts])
+    rewards_BK = _rewards(reward_model, rollouts, encodings, s)
+    reference_reward, scale = float(rewards_BK.mean()), within_prompt_sd(rewards_BK)
+    if scale < 1e-6:
+        raise ValueError("the reward model scores all replies to a prompt alike: there is nothing to improve towards")
+    # Rewards are divided by their deviation within a prompt, so that steps and beta do not depend on their scale.
+    beta = beta_from_budget(1.0, s.kl_budget)
+    fresh = policy.is_reference
+
+    for i in range(s.iterations):
+        before = policy.snapshot()
+        share = i / max(1, s.iterations - 1)
+        for group in optimizer.param_groups:
+            group["lr"] = s.learning_rate * (1 - share * (1 - s.final_learning_rate_share))
+        try:
+            # An untrained policy is the reference: its first rollouts exist already.
+            if not (i == 0 and fresh):
+                rollouts = _sample(policy, _take(queue, s.prompts_per_iteration), s, seed + 1 + i)
+                encodings = encode(policy, [r.item for r in rollouts])
+                rewards_BK = _rewards(reward_model, rollouts, encodings, s)
+            if should_stop():
+                raise _StopRequestedError
+            advantages_B = leave_one_out(rewards_BK / scale).flatten()
+            metrics, norm = _update(policy, optimizer, rollouts, encodings, advantages_B, beta, s, should_stop)
+        except _StopRequestedError:
+            stopped = f"asked to stop in iteration {i + 1}"
+            break
+        done.append(_summary(i + 1, rollouts, rewards_BK, metrics, norm))
+        progress(done[-1])
+        if done[-1].kl > s.kl_stop:
+            policy.restore(before)
+            stopped = f"iteration {i + 1} undone: KL {done[-1].kl:.2f} nats per reply, bound {s.kl_stop:g}"
+            break
+    return ImproveResult(done, beta, reference_reward, stopped)
+
+
+def _update(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    rollouts: Sequence[Rollout],
+    encodings: Sequence[Encoding],
+    advantages_B: Tensor,
+    beta: float,
+    s: ImproveSettings,
+    should_stop: Callable[[], bool],
+) -> tuple[list[PPOMetrics], list[float]]:
+    """One pass over the rollouts, in minibatches of whole prompts."""
+    metrics, norms = [], []
+    size = s.minibatch_prompts * s.samples_per_prompt
+    for start in range(0, len(rollouts), size):
+        if should_stop():
+            raise _StopRequestedError
+        minibatch = range(start, min(start + size, len(rollouts)))
+        optimizer.zero_grad()
+        for rows in batches([rollouts[row].item for row in minibatch], MICROBATCH):
+            rows_B = [minibatch[row] for row in rows]
+            loss, part = _loss(
+                policy, [rollouts[r] for r in rows_B], [encodings[r] for r in rows_B], advantages_B[rows_B], beta, s
+            )
+            (loss * (len(rows_B) / len(minibatch))).backward()
+            metrics.append(part)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(policy.parameters(), s.max_gradient_norm)))
+        optimizer.step()
+    return metrics, norms
+
+
+def _loss(
+    policy: Policy,
+    rollouts: Sequence[Rollout],
+    encodings: Sequence[Encoding],
+    advantages_B: Tensor,
+    beta: float,
+    s: ImproveSettings,
+) -> tuple[Tensor, PPOMetrics]:
+    logits_BTV, tokens_BT, mask_BT = policy.reply_logits([r.item for r in rollouts])
+    with torch.no_grad():
+        states = [e.predicting_TH for e in encodings]
+        ref_logits_BTV = policy.head(torch.nn.utils.rnn.pad_sequence(states, batch_first=True))
+    logprobs = [torch.tensor(r.logprobs) for r in rollouts]
+    logprobs_BT = torch.nn.utils.rnn.pad_sequence(logprobs, batch_first=True)
+    # Fresh rollouts: the policy that sampled them is the proximal policy.
+    return ppo_loss(
+        logits_BTV,
+        ref_logits_BTV,
+        tokens_BT,
+        mask_BT,
+        advantages_B,
+        logprobs_BT,
+        logprobs_BT,
+        beta=beta,
+        temperature=s.temperature,
+        clip=s.clip,
+    )
+
+
+def _sample(policy: Policy, prompts: Sequence[tuple[int, ...]], s: ImproveSettings, seed: int) -> list[Rollout]:
+    return sample(
+        policy,
+        prompts,
+        samples_per_prompt=s.samples_per_prompt,
+        max_new_tokens=s.max_new_tokens,
+        temperature=s.temperature,
+        seed=seed,
+    )
+
+
+def _rewards(
+    model: RewardModel, rollouts: Sequence[Rollout], encodings: Sequence[Encoding], s: ImproveSettings
+) -> Tensor:
+    scores_B = model.score_features(torch.stack([e.features_D for e in encodings]))
+    unfinished_B = torch.tensor([0.0 if r.finished else 1.0 for r in rollouts])
+    return (scores_B - s.unfinished_penalty * unfinished_B).view(-1, s.samples_per_prompt)
+
+
+def _cycle(prompts: Sequence[tuple[int, ...]], seed: int) -> Iterator[tuple[int, ...]]:
+    """Every prompt once before any comes again, each time in another order."""
+    order, generator = list(dict.fromkeys(prompts)), random.Random(seed)  # noqa: S311
+    while True:
+        generator.shuffle(order)
+        yield from order
+
+
+def _take(queue: Iterator[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
+    return [next(queue) for _ in range(count)]
+
+
+def _summary(
+    iteration: int, rollouts: Sequence[Rollout], rewards_BK: Tensor, parts: Sequence[PPOMetrics], norms: Sequence[float]
+) -> IterationMetrics:
+    update = {f.name: sum(asdict(p)[f.name] for p in parts) / len(parts) for f in fields(PPOMetrics)}
+    return IterationMetrics(
+        iteration=iteration,
+        reward=float(rewards_BK.mean()),
+        reward_within_sd=within_prompt_sd(rewards_BK),
+        length=sum(len(r.reply) for r in rollouts) / len(rollouts),
+        finished=sum(r.finished for r in rollouts) / len(rollouts),
+        kl=update["kl"],
+        entropy=update["entropy"],
+        clip_fraction=update["clip_fraction"],
+        drift=update["drift"],
+        gradient_norm=sum(norms) / len(norms),
+    )

@@ -1,0 +1,253 @@
+"""The learner's loop: take in → reward model → improve the policy → gate → publish, and again.
+
+A round begins when enough new votes stand. What a round has done is told by its policy event, in the event log: a
+learner that is killed anywhere in a round begins that round again when it comes back, and one that was killed after the
+event knows that the round is over.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from threading import Event
+
+from plaudit.artifacts import ArtifactError, PolicyStore
+from plaudit.events import EventLog, EventLogUnavailable
+from plaudit.releases import BASE
+from plaudit.v1.policy_pb2 import PolicyState
+from plaudit_learner.config import LearnerSettings
+from plaudit_learner.experience import Experience
+from plaudit_learner.gate import Evaluated, GateSettings, Verdict, evaluate, judge
+from plaudit_learner.improve import ImproveSettings, IterationMetrics, improve
+from plaudit_learner.intake import Intake
+from plaudit_learner.metrics import LearnerMetrics
+from plaudit_learner.policy import AdapterConfig, Policy
+from plaudit_learner.release import Publisher
+from plaudit_learner.reward import FeatureCache, NotEnoughVotesError, RewardModel, fit
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 1.0
+_RETRY_SECONDS = 2.0
+_HELD_OUT = 0.2
+_GATE_PROMPTS = 48
+_GATE_SAMPLES = 2
+
+
+class Learner:
+    """One active learner; the event log, the policy store and the experience store are its only surroundings."""
+
+    def __init__(
+        self,
+        settings: LearnerSettings,
+        *,
+        model: Path,
+        base_model_sha256: str,
+        event_log: EventLog,
+        store: Experience,
+        metrics: LearnerMetrics,
+        stop: Event,
+    ) -> None:
+        self._settings = settings
+        self._model = model
+        self._base_model_sha256 = base_model_sha256
+        self._log = event_log
+        self._store = store
+        self._policies = PolicyStore(settings.policy_store)
+        self._publisher = Publisher(self._policies, event_log, base_model_sha256)
+        self._metrics = metrics
+        self._stop = stop
+        self._features: FeatureCache = {}
+        self._in_vain = 0  # votes at which the last attempt found nothing to learn
+
+    def run(self) -> None:
+        """Until asked to stop."""
+        while not self._stop.is_set():
+            try:
+                self._intake = Intake(self._log, self._store)
+                self._intake.start()
+                while not self._stop.is_set():
+                    self._take_in()
+                    if self._due():
+                        self._round()
+            except (EventLogUnavailable, ArtifactError) as error:
+                log.warning("%s; trying again", error)
+                self._stop.wait(_RETRY_SECONDS)
+
+    def _take_in(self) -> None:
+        self._metrics.stage.state("waiting")
+        taken = self._intake.drain(_POLL_SECONDS)
+        self._metrics.lag.set(self._intake.lag())
+        if taken:
+            self._metrics.records.inc(taken)
+            self._metrics.tally(self._store.tallies(self._settings.aspect))
+
+    def _due(self) -> bool:
+        _, votes_then = self._last_round()
+        new = self._store.count_votes(self._settings.aspect) - max(votes_then, self._in_vain)
+        return new >= self._settings.votes_per_round
+
+    def _last_round(self) -> tuple[int, int]:
+        """(number, votes that stood) of the last round that came to an end, by the policy events; (0, 0) before it."""
+        releases = self._intake.releases
+        ended = [event.metrics for event in map(releases.event, releases.versions()) if event is not None]
+        return max(((int(metrics["round"]), int(metrics["votes"])) for metrics in ended), default=(0, 0))
+
+    def _round(self) -> None:
+        settings, began = self._settings, time.monotonic()
+        number = self._last_round()[0] + 1
+        seed = settings.seed + 1000 * number
+        count = self._store.count_votes(settings.aspect)
+        parent = self._intake.releases.stable
+        log.info("round %d: %d votes, from %s", number, count, parent)
+
+        self._metrics.stage.state("rewarding")
+        policy = self._load(parent, seed)
+        try:
+            reward_model = self._fit(policy)
+            train, held_out = self._prompts()
+        except NotEnoughVotesError as error:
+            log.info("round %d waits for more votes: %s", number, error)
+            self._in_vain = count
+            return
+
+        self._metrics.stage.state("improving")
+        how = self._how()
+        result = improve(
+            policy,
+            reward_model,
+            train,
+            how,
+            seed=seed,
+            progress=self._progress,
+            should_stop=self._stop.is_set,
+        )
+        if self._stop.is_set():
+            return  # begun again, from the same votes or more, when the learner comes back
+
+        self._metrics.stage.state("gating")
+        verdict = self._gate(policy, reward_model, parent, held_out, how, seed)
+
+        self._metrics.stage.state("publishing")
+        event = self._publisher.publish(
+            policy,
+            verdict,
+            self._intake.releases,
+            parent=parent,
+            window={"votes": count, "prompts": len(train) + len(held_out)},
+            metrics={
+                **verdict.metrics,
+                "round": number,
+                "votes": count,
+                "iterations": len(result.iterations),
+                "beta": result.beta,
+                "reward_model_auc": reward_model.metrics.auc,
+                "minutes": (time.monotonic() - began) / 60,
+            },
+        )
+        outcome = PolicyState.Name(event.state).removeprefix("POLICY_STATE_").lower()
+        self._metrics.rounds.labels(outcome).inc()
+        log.info("round %d: %s is %s: %s", number, event.version, outcome, event.reason)
+
+    def _load(self, parent: str, seed: int) -> Policy:
+        """The parent's weights, or a new adapter on the base model; verified as servers verify them."""
+        adapter = None
+        if parent != BASE:
+            copies = self._settings.state_dir / "versions"
+            adapter, _ = self._policies.fetch(parent, copies, base_model_sha256=self._base_model_sha256)
+        return Policy.load(
+            self._model, parent_adapter=adapter, config=AdapterConfig(layers=self._settings.lora_layers), seed=seed
+        )
+
+    def _fit(self, policy: Policy) -> RewardModel:
+        """Raises NotEnoughVotesError."""
+        settings = self._settings
+        votes = self._store.votes(settings.aspect, settings.window)
+        preferences = self._store.preferences(settings.aspect, settings.window)
+        judged = {vote.item for vote in votes}.union(*((pair.chosen, pair.rejected) for pair in preferences))
+        self._features = {item: features for item, features in self._features.items() if item in judged}
+        reward_model = fit(policy, votes, preferences, cache=self._features)
+        quality = reward_model.metrics
+        self._metrics.reward_model_auc.set(quality.auc)
+        self._metrics.reward_model_accuracy.set(quality.accuracy)
+        log.info(
+            "reward model: %d votes (%.0f%% up), %d preferences; held out by prompt: AUC %.2f, accuracy %.2f",
+            quality.votes,
+            100 * quality.approval,
+            quality.preferences,
+            quality.auc,
+            quality.accuracy,
+        )
+        return reward_model
+
+    def _prompts(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """Prompts to train on, and prompts that only the gate sees, told apart by their hash for ever.
+
+        Raises NotEnoughVotesError if there are too few to judge by.
+        """
+        train: list[tuple[int, ...]] = []
+        held_out: list[tuple[int, ...]] = []
+        for key, prompt in self._store.prompts(self._settings.window).items():
+            (held_out if int(key[:8], 16) < _HELD_OUT * 16**8 else train).append(prompt)
+        if len(held_out) < 2 or not train:
+            raise NotEnoughVotesError(f"{len(train) + len(held_out)} different prompts are too few to hold some out")
+        return train, held_out[:_GATE_PROMPTS]
+
+    def _how(self) -> ImproveSettings:
+        settings = self._settings
+        temperature, max_tokens = self._store.usual_sampling(settings.window) or (0.7, settings.max_new_tokens)
+        return ImproveSettings(
+            iterations=settings.iterations,
+            prompts_per_iteration=settings.prompts_per_iteration,
+            learning_rate=settings.learning_rate,
+            kl_budget=settings.kl_budget,
+            kl_stop=2 * settings.kl_budget,
+            temperature=temperature,
+            max_new_tokens=min(max_tokens, settings.max_new_tokens),
+        )
+
+    def _progress(self, metrics: IterationMetrics) -> None:
+        self._metrics.ppo_reward.set(metrics.reward)
+        self._metrics.ppo_kl.set(metrics.kl)
+        self._metrics.ppo_entropy.set(metrics.entropy)
+        self._metrics.ppo_reply_length.set(metrics.length)
+        log.info(
+            "update %d of %d: reward %+.2f, KL %.2f nats a reply, entropy %.2f, %.0f tokens",
+            metrics.iteration,
+            self._settings.iterations,
+            metrics.reward,
+            metrics.kl,
+            metrics.entropy,
+            metrics.length,
+        )
+
+    def _gate(
+        self,
+        policy: Policy,
+        reward_model: RewardModel,
+        parent: str,
+        held_out: list[tuple[int, ...]],
+        how: ImproveSettings,
+        seed: int,
+    ) -> Verdict:
+        def measured(judged: Policy) -> Evaluated:
+            return evaluate(
+                judged,
+                reward_model,
+                held_out,
+                samples_per_prompt=_GATE_SAMPLES,
+                max_new_tokens=how.max_new_tokens,
+                temperature=how.temperature,
+                seed=seed,
+            )
+
+        candidate = measured(policy)
+        with policy.reference():
+            base = measured(policy)
+        before = base if parent == BASE else measured(self._load(parent, seed))
+        verdict = judge(
+            candidate, before, base, eos_ids=policy.eos_ids, settings=GateSettings(max_kl=2 * how.kl_budget)
+        )
+        log.info("gate: %s", {name: round(value, 3) for name, value in verdict.metrics.items()})
+        return verdict

@@ -1,0 +1,63 @@
+"""Prometheus metrics of the learner. Label values are bounded: policy versions and stages, never users."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Enum, Gauge
+
+from plaudit_learner.experience import Tally
+
+STAGES = ("starting", "waiting", "rewarding", "improving", "gating", "publishing")
+
+
+class LearnerMetrics:
+    """One set a learner."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.stage = Enum("plaudit_learner_stage", "What the learner does now.", states=STAGES, registry=registry)
+        self.lag = Gauge(
+            "plaudit_event_log_lag", "Records in the event log that the learner has not taken in.", registry=registry
+        )
+        self.records = Counter("plaudit_learner_records", "Records taken in.", registry=registry)
+        self.votes = Gauge(
+            "plaudit_votes",
+            "Thumbs that stand, each counted once, by version voted on and thumb.",
+            ["policy_version", "thumb"],
+            registry=registry,
+        )
+        self.approval = Gauge(
+            "plaudit_approval_ratio",
+            "Thumbs-up ÷ all thumbs that stand on a version's replies.",
+            ["policy_version"],
+            registry=registry,
+        )
+        self.rounds = Counter("plaudit_rounds", "Rounds ended, by outcome.", ["outcome"], registry=registry)
+        self.reward_model_auc = Gauge(
+            "plaudit_reward_model_auc", "Area under the ROC curve on votes held out by prompt.", registry=registry
+        )
+        self.reward_model_accuracy = Gauge(
+            "plaudit_reward_model_accuracy", "Share of votes held out by prompt that it predicts.", registry=registry
+        )
+        self.ppo_reward = Gauge(
+            "plaudit_ppo_reward", "Mean reward of the last update's rollouts, in reference sds.", registry=registry
+        )
+        self.ppo_kl = Gauge(
+            "plaudit_ppo_kl", "KL to the reference per reply, last update's rollouts, in nats.", registry=registry
+        )
+        self.ppo_entropy = Gauge(
+            "plaudit_ppo_entropy", "Entropy per token, last update's rollouts, in nats.", registry=registry
+        )
+        self.ppo_reply_length = Gauge(
+            "plaudit_ppo_reply_length", "Mean length of the last update's rollouts, in tokens.", registry=registry
+        )
+
+    def tally(self, tallies: Mapping[str, Tally]) -> None:
+        """Say how each version is liked."""
+        for version, tally in tallies.items():
+            self.votes.labels(version, "up").set(tally.up)
+            self.votes.labels(version, "down").set(tally.down)
+            total = tally.up + tally.down
+            if total:
+                self.approval.labels(version).set(tally.up / total)

@@ -1,0 +1,153 @@
+"""PPO as pure functions of tensors.
+
+The steps, in order: 1. rewards to advantages; 2. importance weights for who sampled the tokens; 3. the clipped
+surrogate; 4. the exact KL to the reference; 5. their sum. Three policies are kept apart: the behaviour policy mu
+that sampled the reply (its log-probabilities are logged), the proximal policy pi_old that the clip is around, and
+pi, which learns. For rollouts fresh from the weights that are to be improved, mu and pi_old are one.
+
+Shapes: B replies, K samples of one prompt, T reply tokens (padded on the right), V vocabulary. Every mask is 1 at
+the reply's real tokens, its EOS included, and 0 at pads. Log-probabilities and KL are in nats, at the temperature
+that the replies were sampled with. All sums are per reply, not per token: the objective is reward minus
+beta times the KL of a whole reply, and a mean over tokens would favour long or short ones.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PPOMetrics:
+    """Of one batch, as plain numbers; means over replies unless said."""
+
+    loss: float
+    """What was minimised, in units of reward."""
+    surrogate: float
+    """The clipped objective (to be maximised), per reply."""
+    kl: float
+    """KL(pi || reference), nats per reply."""
+    entropy: float
+    """Of pi, nats per token."""
+    clip_fraction: float
+    """Share of tokens whose ratio the clip holds."""
+    drift: float
+    """KL(pi_old || pi) estimated on the sampled tokens, nats per reply: how far this update has gone."""
+    behaviour_weight: float
+    """Mean of the truncated importance weights, over tokens; 1 if the behaviour policy is the proximal one."""
+
+
+def leave_one_out(rewards_BK: Tensor) -> Tensor:
+    """Each reward minus the mean of the other K - 1 for the same prompt (Kool et al. 2019; Ahmadian et al. 2024).
+
+    Returns advantages_BK. Unbiased, and free of what lies between prompts, which the policy cannot change.
+    Raises ValueError if K < 2.
+    """
+    samples = rewards_BK.shape[1]
+    if samples < 2:
+        raise ValueError("leave-one-out needs at least 2 samples a prompt")
+    return (rewards_BK - rewards_BK.mean(dim=1, keepdim=True)) * (samples / (samples - 1))
+
+
+def within_prompt_sd(rewards_BK: Tensor) -> float:
+    """Standard deviation of the reward among replies to one prompt: root of the mean unbiased variance."""
+    return float(rewards_BK.var(dim=1).mean().sqrt())
+
+
+def beta_from_budget(s_within: float, kl_budget: float) -> float:
+    """The KL coefficient whose optimum spends `kl_budget` nats a reply: s / sqrt(2 * budget).
+
+    The optimum of E[r] - beta KL is reference * exp(r / beta); for a Gaussian reward of deviation s its KL is
+    s^2 / (2 beta^2). Raises ValueError if the budget is not positive.
+    """
+    if kl_budget <= 0:
+        raise ValueError("the KL budget must be positive")
+    return s_within / math.sqrt(2 * kl_budget)
+
+
+def masked_whiten(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over the real tokens, 0 at pads: the pads take no part in the mean and the variance."""
+    count = mask_BT.sum()
+    mean = (values_BT * mask_BT).sum() / count
+    variance = ((values_BT - mean) ** 2 * mask_BT).sum() / count
+    return (values_BT - mean) * torch.rsqrt(variance + 1e-8) * mask_BT
+
+
+def token_logprobs(logits_BTV: Tensor, tokens_BT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities over the vocabulary (BTV), and those of the tokens (BT)."""
+    logprobs_BTV = torch.log_softmax(logits_BTV / temperature, dim=-1)
+    return logprobs_BTV, logprobs_BTV.gather(-1, tokens_BT[..., None])[..., 0]
+
+
+def exact_kl(logprobs_BTV: Tensor, ref_logprobs_BTV: Tensor, mask_BT: Tensor) -> Tensor:
+    """KL(pi || reference) of the next-token distribution at each reply token (BT), summed over the vocabulary."""
+    return (logprobs_BTV.exp() * (logprobs_BTV - ref_logprobs_BTV)).sum(dim=-1) * mask_BT
+
+
+def entropy(logprobs_BTV: Tensor, mask_BT: Tensor) -> Tensor:
+    """Entropy of the next-token distribution at each reply token (BT)."""
+    return -(logprobs_BTV.exp() * logprobs_BTV).sum(dim=-1) * mask_BT
+
+
+def truncated_weights(proximal_logprobs_BT: Tensor, behaviour_logprobs_BT: Tensor, cap: float) -> Tensor:
+    """min(pi_old / mu, cap) for each token (BT): corrects for who sampled it (Espeholt et al. 2018, section 4.1)."""
+    return (proximal_logprobs_BT - behaviour_logprobs_BT).exp().clamp(max=cap)
+
+
+def clipped_surrogate(ratio_BT: Tensor, advantages_BT: Tensor, clip: float) -> Tensor:
+    """min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) for each token (BT) (Schulman et al. 2017, eq. 7)."""
+    return torch.minimum(ratio_BT * advantages_BT, ratio_BT.clamp(1 - clip, 1 + clip) * advantages_BT)
+
+
+def ppo_loss(
+    logits_BTV: Tensor,
+    ref_logits_BTV: Tensor,
+    tokens_BT: Tensor,
+    mask_BT: Tensor,
+    advantages_B: Tensor,
+    proximal_logprobs_BT: Tensor,
+    behaviour_logprobs_BT: Tensor,
+    *,
+    beta: float,
+    temperature: float,
+    clip: float = 0.2,
+    weight_cap: float = 2.0,
+) -> tuple[Tensor, PPOMetrics]:
+    """The loss to minimise, a mean over replies, and what to report. Gradients flow through `logits_BTV` only.
+
+    advantages_B: one for each reply; every token of it gets the same, since its reward comes at its end.
+    proximal_logprobs_BT, behaviour_logprobs_BT: of `tokens_BT` under pi_old and under mu, at `temperature`.
+    """
+    mask_BT = mask_BT.float()
+    replies, tokens = mask_BT.shape[0], mask_BT.sum()
+    logprobs_BTV, logprobs_BT = token_logprobs(logits_BTV, tokens_BT, temperature)
+    ref_logprobs_BTV = torch.log_softmax(ref_logits_BTV / temperature, dim=-1)
+
+    # 1. One advantage for every real token; none at pads.
+    advantages_BT = advantages_B[:, None] * mask_BT
+    # 2. Correct for replies that an older or differently rounded policy sampled.
+    weight_BT = truncated_weights(proximal_logprobs_BT, behaviour_logprobs_BT, weight_cap) * mask_BT
+    # 3. The clipped surrogate. The mask comes before exp: what stands at pads is arbitrary and may overflow.
+    log_ratio_BT = (logprobs_BT - proximal_logprobs_BT) * mask_BT
+    ratio_BT = log_ratio_BT.exp()
+    surrogate = (weight_BT * clipped_surrogate(ratio_BT, advantages_BT, clip)).sum() / replies
+    # 4. The KL itself, not an estimate: the gradient of the usual estimators is not that of the KL.
+    kl = exact_kl(logprobs_BTV, ref_logprobs_BTV, mask_BT).sum() / replies
+    # 5. Maximise surrogate - beta KL.
+    loss = beta * kl - surrogate
+
+    with torch.no_grad():
+        held_BT = ((ratio_BT - 1) * advantages_BT.sign() > clip).float() * mask_BT
+        metrics = PPOMetrics(
+            loss=float(loss),
+            surrogate=float(surrogate),
+            kl=float(kl),
+            entropy=float(entropy(logprobs_BTV, mask_BT).sum() / tokens),
+            clip_fraction=float(held_BT.sum() / tokens),
+            drift=float(((ratio_BT - 1 - log_ratio_BT) * mask_BT).sum() / replies),
+            behaviour_weight=float(weight_BT.sum() / tokens),
+        )
+    return loss, metrics

@@ -1,0 +1,73 @@
+"""From an improved policy to a version that servers serve: named once, stored, then announced."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from plaudit.artifacts import PolicyStore
+from plaudit.events import POLICIES, EventLog, Record
+from plaudit.releases import Releases
+from plaudit.v1.events_pb2 import PolicyEvent
+from plaudit.v1.policy_pb2 import PolicyState
+from plaudit_learner.gate import Verdict
+from plaudit_learner.policy import Policy
+
+log = logging.getLogger(__name__)
+
+
+class Publisher:
+    """Writes the policy store first and the event log last: what is announced is there."""
+
+    def __init__(self, store: PolicyStore, event_log: EventLog, base_model_sha256: str) -> None:
+        self._store = store
+        self._log = event_log
+        self._base_model_sha256 = base_model_sha256
+
+    def publish(
+        self,
+        policy: Policy,
+        verdict: Verdict,
+        releases: Releases,
+        *,
+        parent: str,
+        window: Mapping[str, int],
+        metrics: Mapping[str, float],
+    ) -> PolicyEvent:
+        """Announce the policy as the next version: stable if it passed the gate, rejected with the reason if not.
+
+        The weights of what was rejected are not stored: nobody can serve them by mistake.
+        Raises ArtifactError or EventLogUnavailable; what was announced by then is whole.
+        """
+        version = self._next_name(releases)
+        event = PolicyEvent(schema_version=1, version=version, parent=parent, actor="learner", metrics=metrics)
+        if not verdict.passed:
+            self._announce(event, PolicyState.POLICY_STATE_REJECTED, "; ".join(verdict.reasons))
+            return event
+        with tempfile.TemporaryDirectory() as directory:
+            policy.save_adapter(Path(directory))
+            _, event.manifest_sha256 = self._store.publish(
+                version,
+                Path(directory),
+                parent=parent,
+                base_model_sha256=self._base_model_sha256,
+                window=dict(window),
+                metrics=dict(metrics),
+                created_by="plaudit-learner",
+            )
+        self._announce(event, PolicyState.POLICY_STATE_CANDIDATE, "passed the gate")
+        self._announce(event, PolicyState.POLICY_STATE_STABLE, "passed the gate")
+        return event
+
+    def _announce(self, event: PolicyEvent, state: PolicyState.ValueType, reason: str) -> None:
+        event.state = state
+        event.reason = reason
+        event.time.GetCurrentTime()
+        self._log.append([Record(POLICIES, event.version, event.SerializeToString())])
+
+    def _next_name(self, releases: Releases) -> str:
+        """One more than any name ever used, by an announced version or by a publication that was cut off."""
+        used = [*releases.versions(), *self._store.versions()]
+        return f"v{1 + max(int(version[1:]) for version in used)}"

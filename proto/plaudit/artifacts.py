@@ -1,0 +1,207 @@
+"""The policy artefact: an immutable directory `<store>/<version>/` with a manifest that holds every file's hash.
+
+    adapter_model.safetensors   the LoRA weights
+    adapter_config.json         PEFT's, so that any PEFT tool opens it
+    manifest.json               written last: a version without one does not exist
+
+The store is any fsspec URL (`file:///…`, `s3://…`) or a plain path. Files first, fsync, manifest last, announce only
+then; a server copies, verifies every hash of its copy, and only then loads it. No pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MANIFEST = "manifest.json"
+_ALLOWED = frozenset({"adapter_model.safetensors", "adapter_config.json"})
+
+
+class ArtifactError(Exception):
+    """The artefact is not what it says, or is not there; the message names the version and the file."""
+
+
+class FileInfo(BaseModel):
+    """What one file must be."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+
+
+class Manifest(BaseModel):
+    """What a version is: made by the learner, read by servers and people."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: str = Field(pattern=r"^v[1-9][0-9]*$")
+    parent: str = Field(pattern=r"^v(0|[1-9][0-9]*)$")
+    base_model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    files: dict[str, FileInfo]
+    window: dict[str, int]
+    """What it was trained on: counts of interactions and votes, by name."""
+    metrics: dict[str, float]
+    created_at: datetime
+    created_by: str
+
+
+class PolicyStore:
+    """Publishes and fetches versions. Every method raises ArtifactError when the store cannot be reached."""
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self._filesystem, self._root = fsspec.core.url_to_fs(url)
+        self._local = "file" in self._filesystem.protocol
+        if self._local:
+            Path(self._root).mkdir(parents=True, exist_ok=True)
+
+    def versions(self) -> list[str]:
+        """Every name in use, in order, those without a manifest (a publication that was cut off) included."""
+        try:
+            names = [Path(entry).name for entry in self._filesystem.ls(self._root, detail=False, refresh=True)]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise ArtifactError(f"policy store {self._root}: {error}") from error
+        return sorted((name for name in names if _is_version(name)), key=lambda name: int(name[1:]))
+
+    def publish(
+        self,
+        version: str,
+        adapter: Path,
+        *,
+        parent: str,
+        base_model_sha256: str,
+        window: dict[str, int],
+        metrics: dict[str, float],
+        created_by: str,
+    ) -> tuple[Manifest, str]:
+        """Store `adapter` (a PEFT directory) as `version`; returns its manifest and the manifest's sha256.
+
+        Raises ArtifactError if the version's name was ever used.
+        """
+        if version in self.versions():
+            raise ArtifactError(f"version {version}: the name was used before; versions are immutable")
+        files = {name: _describe(adapter / name) for name in sorted(_ALLOWED)}
+        manifest = Manifest(
+            version=version,
+            parent=parent,
+            base_model_sha256=base_model_sha256,
+            files=files,
+            window=window,
+            metrics=metrics,
+            created_at=datetime.now(UTC),
+            created_by=created_by,
+        )
+        content = manifest.model_dump_json(indent=2).encode()
+        try:
+            self._filesystem.makedirs(self._path(version), exist_ok=True)
+            for name in files:
+                self._put((adapter / name).read_bytes(), self._path(version, name))
+            self._put(content, self._path(version, MANIFEST))
+        except OSError as error:
+            raise ArtifactError(f"version {version}: cannot be stored: {error}") from error
+        return manifest, hashlib.sha256(content).hexdigest()
+
+    def manifest(self, version: str) -> tuple[Manifest, str]:
+        """The manifest of `version` and its sha256. Raises ArtifactError if there is none, or it is not valid."""
+        try:
+            content: bytes = self._filesystem.cat_file(self._path(version, MANIFEST))
+        except FileNotFoundError as error:
+            raise ArtifactError(f"version {version}: no {MANIFEST} in {self._root}") from error
+        except OSError as error:
+            raise ArtifactError(f"version {version}: {MANIFEST}: {error}") from error
+        try:
+            manifest = Manifest.model_validate_json(content)
+        except ValueError as error:
+            raise ArtifactError(f"version {version}: {MANIFEST} is not valid: {error}") from error
+        if manifest.version != version:
+            raise ArtifactError(f"version {version}: {MANIFEST} says that it is {manifest.version}")
+        return manifest, hashlib.sha256(content).hexdigest()
+
+    def fetch(
+        self, version: str, into: Path, *, base_model_sha256: str, manifest_sha256: str | None = None
+    ) -> tuple[Path, Manifest]:
+        """Copy `version` to `into/version` and verify the copy; a copy that is there already is verified again.
+
+        The directory appears only when it is whole and right. Raises ArtifactError if a file is missing or is not what
+        the manifest says, if the manifest is not the one that was announced, or if it names another base model.
+        """
+        manifest, digest = self.manifest(version)
+        if manifest_sha256 and digest != manifest_sha256:
+            raise ArtifactError(f"version {version}: {MANIFEST} is not the one that was announced")
+        if manifest.base_model_sha256 != base_model_sha256:
+            raise ArtifactError(f"version {version}: made for another base model ({manifest.base_model_sha256[:12]}…)")
+        if set(manifest.files) != _ALLOWED:
+            raise ArtifactError(f"version {version}: files are {sorted(manifest.files)}, not {sorted(_ALLOWED)}")
+        target = into / version
+        if target.exists():
+            try:
+                _verify(version, target, manifest)
+            except ArtifactError:
+                shutil.rmtree(target)  # ours, and spoilt: fetch it again
+            else:
+                return target, manifest
+        into.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=into, prefix=f".{version}-"))
+        try:
+            for name in manifest.files:
+                self._filesystem.get_file(self._path(version, name), str(staging / name))
+            _verify(version, staging, manifest)
+            staging.rename(target)
+        except OSError as error:
+            raise ArtifactError(f"version {version}: cannot be fetched: {error}") from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return target, manifest
+
+    def _path(self, *parts: str) -> str:
+        return "/".join((self._root, *parts))
+
+    def _put(self, content: bytes, path: str) -> None:
+        if not self._local:
+            self._filesystem.pipe_file(path, content)  # object stores show an object only when it is whole
+            return
+        partial = Path(f"{path}.partial")
+        with partial.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.rename(path)
+        directory = os.open(Path(path).parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _is_version(name: str) -> bool:
+    return name.startswith("v") and name[1:].isdigit()
+
+
+def _describe(path: Path) -> FileInfo:
+    try:
+        with path.open("rb") as stream:
+            digest: Any = hashlib.file_digest(stream, "sha256")
+        return FileInfo(sha256=digest.hexdigest(), size=path.stat().st_size)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path.name}: is missing") from error
+
+
+def _verify(version: str, directory: Path, manifest: Manifest) -> None:
+    for name, expected in manifest.files.items():
+        found = _describe(directory / name)
+        if found != expected:
+            raise ArtifactError(
+                f"version {version}: {name} has {found.size} bytes, sha256 {found.sha256[:12]}…; "
+                f"its manifest says {expected.size} bytes, sha256 {expected.sha256[:12]}…"
+            )

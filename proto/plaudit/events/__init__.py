@@ -1,0 +1,134 @@
+"""The event log: the ordered, durable stream between programs, and the only way they meet.
+
+Records are protobuf messages on named topics (DESIGN §4). Whoever reads keeps its own positions, so there are no
+consumer groups and nothing to commit. Two implementations, one contract (`tests/events/test_event_log.py`): `kafka.py`
+for production, `sqlite.py` for one machine and for the server's outbox.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+from urllib.parse import parse_qsl, urlsplit
+
+INTERACTIONS = "plaudit.interactions"
+FEEDBACK = "plaudit.feedback"
+POLICIES = "plaudit.policies"
+DEAD_LETTERS = "plaudit.dead-letters"
+TOPICS = (INTERACTIONS, FEEDBACK, POLICIES, DEAD_LETTERS)
+
+MAX_VALUE_BYTES = 4 * 2**20
+"""The largest value of a record: what a topic's `max.message.bytes` has room for."""
+
+Positions = Mapping[tuple[str, int], int]
+"""(topic, partition) → offset of the next record to be read. What is left out of it is not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is appended: made by whoever has something to say. Raises ValueError if larger than MAX_VALUE_BYTES."""
+
+    topic: str
+    key: str
+    value: bytes
+
+    def __post_init__(self) -> None:
+        # Here, not in append(): an outbox must not take what Kafka will never take from it.
+        if len(self.value) > MAX_VALUE_BYTES:
+            raise ValueError(
+                f"record {self.key!r} for {self.topic}: {len(self.value)} bytes; at most {MAX_VALUE_BYTES}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is read: made by an EventLog. Within a partition, offsets rise in the order of appending."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: str
+    value: bytes
+    appended_at: float
+    """Unix time in seconds."""
+
+
+class EventLogUnavailable(Exception):
+    """The log cannot be reached now. What was to be appended may or may not be there: appending it again is right."""
+
+
+class EventLog(ABC):
+    """Append to it, read after a position. Blocking, and safe to call from several threads."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Names this very log: positions in one log mean nothing in another, e.g. in a new one at the same address.
+
+        Raises EventLogUnavailable.
+        """
+
+    @abstractmethod
+    def append(self, records: Sequence[Record]) -> None:
+        """Append all, in order; durable when it returns (Kafka: acks=all; SQLite: fsynced).
+
+        Records of one key stay in order. Raises EventLogUnavailable.
+        """
+
+    @abstractmethod
+    def partitions(self, topic: str) -> Sequence[int]:
+        """The partitions of a topic of `TOPICS`. Raises EventLogUnavailable."""
+
+    @abstractmethod
+    def read(self, positions: Positions, *, limit: int = 1000, timeout: float = 0.0) -> Sequence[Entry]:
+        """Up to `limit` entries at or after `positions`, partition by partition in order of offset.
+
+        Waits up to `timeout` seconds for the first one, and returns what there is then; nothing is an empty list. A
+        position before the oldest retained entry reads from that one. Raises EventLogUnavailable.
+        """
+
+    @abstractmethod
+    def lag(self, positions: Positions) -> int:
+        """How many entries lie at or after `positions`, as far as the last `read` could see.
+
+        Raises EventLogUnavailable.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what it holds; bounded in time. Calling it again changes nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def from_beginning(log: EventLog, *topics: str) -> dict[tuple[str, int], int]:
+    """The positions before everything in `topics`."""
+    return {(topic, partition): 0 for topic in topics for partition in log.partitions(topic)}
+
+
+def open_log(url: str) -> EventLog:
+    """The log at `url`, made, with its topics, if it is not there.
+
+    `sqlite:PATH`, or `kafka://HOST:PORT[,HOST:PORT…][?prefix=PREFIX]`; the prefix stands before the topics' names.
+    Raises ValueError for any other URL, EventLogUnavailable if the file cannot be opened or Kafka does not answer.
+    """
+    scheme, _, rest = url.partition(":")
+    if scheme == "sqlite" and rest:
+        from plaudit.events.sqlite import SqliteLog
+
+        return SqliteLog(Path(rest))
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    prefix = query.pop("prefix", "")
+    if scheme == "kafka" and parts.netloc and not parts.path.strip("/") and not query:
+        from plaudit.events.kafka import KafkaLog
+
+        return KafkaLog(parts.netloc.split(","), prefix=prefix)
+    raise ValueError(f"event log {url!r}: give sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…][?prefix=PREFIX]")

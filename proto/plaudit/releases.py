@@ -1,0 +1,124 @@
+"""Where each policy version stands: a pure fold of the policy events, the same in every program.
+
+             gate refuses                       operator or judge
+    (made) ───────────────▶ REJECTED        ┌──────────────────────▶ ROLLED_BACK
+       │ gate passes                        │                             │
+       ▼                                    │                             │ promoted again by hand
+   CANDIDATE ────▶ CANARY ────▶ STABLE ─────┤                             ▼
+       └───────────────────────▶  ▲         └─ another is promoted ─▶ (RETIRED) ──▶ STABLE
+                                  └──────────────────────────────────────────┘
+
+One event is one step, so no step is ever half done, and only the last event of a version counts, so compaction loses
+nothing. The stable version is the one whose STABLE event stands last in the log: rolling it back needs no second event,
+the one promoted before it is stable again. RETIRED is what a version is whose STABLE event was overtaken. v0, the base
+model, is stable from before the first event, and cannot be rolled back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from plaudit.v1.events_pb2 import PolicyEvent
+from plaudit.v1.policy_pb2 import Policy, PolicyState
+
+BASE = "v0"
+
+_STEPS: dict[PolicyState.ValueType | None, set[PolicyState.ValueType]] = {
+    None: {PolicyState.POLICY_STATE_CANDIDATE, PolicyState.POLICY_STATE_REJECTED},
+    PolicyState.POLICY_STATE_CANDIDATE: {
+        PolicyState.POLICY_STATE_CANARY,
+        PolicyState.POLICY_STATE_STABLE,
+        PolicyState.POLICY_STATE_ROLLED_BACK,
+    },
+    PolicyState.POLICY_STATE_CANARY: {
+        PolicyState.POLICY_STATE_CANARY,
+        PolicyState.POLICY_STATE_STABLE,
+        PolicyState.POLICY_STATE_ROLLED_BACK,
+    },
+    PolicyState.POLICY_STATE_STABLE: {PolicyState.POLICY_STATE_STABLE, PolicyState.POLICY_STATE_ROLLED_BACK},
+    PolicyState.POLICY_STATE_ROLLED_BACK: {PolicyState.POLICY_STATE_STABLE},
+    PolicyState.POLICY_STATE_REJECTED: set(),
+}
+
+
+@dataclass(slots=True)
+class Releases:
+    """The fold. `apply` the events in the order of the log."""
+
+    _last: dict[str, tuple[int, PolicyEvent]] = field(default_factory=dict)
+
+    def apply(self, event: PolicyEvent, offset: int) -> None:
+        """Take in the next event. The last one of a version wins; a version is whatever its last event says."""
+        self._last[event.version] = (offset, event)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no event was applied yet."""
+        return not self._last
+
+    @property
+    def stable(self) -> str:
+        """The version that new requests are to get."""
+        return self._promoted()[-1]
+
+    @property
+    def previous(self) -> str:
+        """The version that is stable again if the stable one is rolled back; v0 if there is none before it."""
+        return self._promoted()[-2:][0]
+
+    def _promoted(self) -> list[str]:
+        """Versions whose last event promoted them, in the order of the log; v0 before all of them until it has one."""
+        promoted = sorted(
+            (offset, version)
+            for version, (offset, event) in self._last.items()
+            if event.state == PolicyState.POLICY_STATE_STABLE
+        )
+        versions = [version for _, version in promoted]
+        return versions if BASE in versions else [BASE, *versions]
+
+    def offset(self, version: str) -> int:
+        """Where the last event of `version` stands in the log; -1 if there is none."""
+        return self._last[version][0] if version in self._last else -1
+
+    def event(self, version: str) -> PolicyEvent | None:
+        """The last event of `version`; None if there is none."""
+        entry = self._last.get(version)
+        return entry[1] if entry else None
+
+    def versions(self) -> list[str]:
+        """All versions, v0 included, oldest first."""
+        return sorted({BASE, *self._last}, key=lambda version: int(version[1:]))
+
+    def policy(self, version: str) -> Policy | None:
+        """What people are shown of `version`; None if there is no such version."""
+        event = self.event(version)
+        if event is None and version != BASE:
+            return None
+        state = event.state if event else PolicyState.POLICY_STATE_STABLE
+        if state == PolicyState.POLICY_STATE_STABLE and version != self.stable:
+            state = PolicyState.POLICY_STATE_RETIRED
+        if event is None:
+            return Policy(version=version, state=state, reason="the base model")
+        return Policy(
+            version=version,
+            parent=event.parent,
+            state=state,
+            reason=event.reason,
+            changed_at=event.time,
+            metrics=event.metrics,
+        )
+
+    def refusal(self, version: str, state: PolicyState.ValueType) -> str | None:
+        """Why `version` cannot step to `state`, in words; None if it can."""
+        event = self.event(version)
+        current = PolicyState.POLICY_STATE_STABLE if version == BASE else (event.state if event else None)
+        if version == BASE and state == PolicyState.POLICY_STATE_ROLLED_BACK:
+            return "v0 is the base model: there is nothing before it to roll back to; promote another version instead"
+        if state in _STEPS[current]:
+            return None
+        here = "new" if current is None else _word(current)
+        return f"{version} is {here}, and what is {here} cannot become {_word(state)}"
+
+
+def _word(state: PolicyState.ValueType) -> str:
+    return PolicyState.Name(state).removeprefix("POLICY_STATE_").lower().replace("_", " ")

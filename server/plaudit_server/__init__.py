@@ -1,0 +1,1 @@
+"""The inference server: streams replies, takes feedback, follows the policy."""

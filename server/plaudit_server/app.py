@@ -1,0 +1,185 @@
+"""plaudit-server: puts the rooms together, runs them, and takes them down in order.
+
+start:  engine (warm) → event log → follower (stable version loaded) → gRPC, health SERVING
+stop:   health NOT_SERVING → no new requests → running streams end → outbox flushed → engine
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import sys
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plaudit import base_model
+from plaudit.lifecycle import log_to_stderr, on_stop
+from plaudit.settings import parse
+from plaudit_server.config import ServerSettings
+
+if TYPE_CHECKING:
+    from plaudit_server.engine import Engine
+
+log = logging.getLogger(__name__)
+
+PROGRAM = "plaudit-server"
+
+
+def main() -> int:
+    """The command; returns its exit status."""
+    settings = parse(ServerSettings, PROGRAM)
+    log_to_stderr(PROGRAM)
+    from plaudit.artifacts import ArtifactError
+    from plaudit.events import EventLogUnavailable
+    from plaudit_server.engine import EngineError
+
+    try:
+        import uvloop
+
+        uvloop.run(_until_asked(settings))
+    except (
+        ArtifactError,
+        EngineError,
+        EventLogUnavailable,
+        base_model.ModelNotFound,
+        OSError,
+        ValueError,
+    ) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _until_asked(settings: ServerSettings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    on_stop(partial(loop.call_soon_threadsafe, stop.set), exit_with_parent=settings.exit_with_parent)
+    await run(settings, stop)
+
+
+async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Future[str] | None = None) -> None:
+    """Serve until `stop` is set. `started` gets the address once requests are served.
+
+    Raises what main() lists when it cannot start, and what any of its tasks fails with.
+    """
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    from plaudit.artifacts import PolicyStore
+    from plaudit.events import open_log
+    from plaudit_server.engine import PolicyVersion
+    from plaudit_server.follower import Follower
+    from plaudit_server.metrics import ServerMetrics
+    from plaudit_server.outbox import Outbox
+    from plaudit_server.prompts import ChatTemplate
+    from plaudit_server.receipts import Receipts
+    from plaudit_server.router import Router
+    from plaudit_server.rpc import Rpc
+
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    receipts = Receipts.from_file(settings.receipt_key_file, settings.receipt_lifetime)
+    model = base_model.resolve(settings.model, settings.model_cache.expanduser())
+    fingerprint = await asyncio.to_thread(base_model.fingerprint, model)
+    template = ChatTemplate(model)
+    metrics = ServerMetrics(CollectorRegistry())
+
+    async with AsyncExitStack() as down:
+        if settings.metrics_port:
+            http, thread = start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
+            down.callback(thread.join)
+            down.callback(http.server_close)
+            down.callback(http.shutdown)
+        event_log = await asyncio.to_thread(open_log, settings.event_log)
+        down.callback(event_log.close)
+        engine = make_engine(settings, model)
+        down.push_async_callback(engine.stop)
+        log.info("starting %s on %s", type(engine).__name__, model.name)
+        await engine.start()
+        router = Router(PolicyVersion(name="v0", adapter=None))
+        outbox = Outbox(event_log, settings.state_dir / "outbox.sqlite", limit=settings.outbox_limit, metrics=metrics)
+        follower = Follower(
+            event_log,
+            PolicyStore(settings.policy_store),
+            engine,
+            router,
+            metrics,
+            copies=settings.state_dir / "versions",
+            base_model_sha256=fingerprint,
+            max_versions=settings.max_versions,
+        )
+        following = asyncio.create_task(follower.run(), name="follower")
+        writing = asyncio.create_task(outbox.run(), name="outbox")
+        watching = asyncio.create_task(_watch(engine), name="engine")
+        rpc = Rpc(
+            settings=settings,
+            engine=engine,
+            template=template,
+            router=router,
+            receipts=receipts,
+            outbox=outbox,
+            follower=follower,
+            event_log=event_log,
+            metrics=metrics,
+        )
+        try:
+            await _first(asyncio.create_task(follower.caught_up.wait()), following, writing, watching)
+            address = await rpc.start()
+            log.info("serving %s at %s", router.serving.name, address)
+            if started is not None:
+                started.set_result(address)
+            await _first(asyncio.create_task(stop.wait(), name="stop"), following, writing, watching)
+            log.info("draining: %d streams running", rpc.running)
+        finally:
+            await rpc.stop(settings.drain_seconds)
+            outbox.close()
+            for task in (following, watching):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+            await writing
+        log.info("stopped")
+
+
+def make_engine(settings: ServerSettings, model: Path) -> Engine:
+    """The engine that the settings ask for."""
+    if settings.engine == "vllm" or (settings.engine == "auto" and importlib.util.find_spec("vllm") is not None):
+        from plaudit_server.vllm_engine import VllmEngine
+
+        return VllmEngine(
+            model,
+            max_context=settings.max_context,
+            max_running=settings.max_running,
+            max_versions=settings.max_versions,
+            max_lora_rank=settings.max_lora_rank,
+            kv_cache_bytes=settings.kv_cache_bytes,
+            dtype=settings.dtype,
+        )
+    from plaudit_server.torch_engine import TorchEngine
+
+    # In float32 unless told otherwise: the CPUs that have no vLLM seldom have bfloat16.
+    dtype = "float32" if settings.dtype == "auto" else settings.dtype
+    return TorchEngine(model, max_context=settings.max_context, max_running=settings.max_running, dtype=dtype)
+
+
+async def _watch(engine: Engine) -> None:
+    """Raise EngineError once the engine has died: whoever supervises this process starts it anew."""
+    from plaudit_server.engine import EngineError
+
+    while engine.healthy:  # noqa: ASYNC110 - no engine tells when it dies; each can be asked
+        await asyncio.sleep(1.0)
+    raise EngineError("the engine has died")
+
+
+async def _first(wanted: asyncio.Task[object], *others: asyncio.Task[None]) -> None:
+    """Wait for `wanted`; a failure of any other task is raised instead."""
+    done, _ = await asyncio.wait({wanted, *others}, return_when=asyncio.FIRST_COMPLETED)
+    if wanted not in done:
+        wanted.cancel()
+    for task in done:
+        task.result()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""ChatService: one request in, one reply streamed out as it is sampled, one interaction recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager, suppress
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from plaudit.events import INTERACTIONS, Record
+from plaudit.v1 import chat_pb2_grpc
+from plaudit.v1.chat_pb2 import Delta, Finished, Started, StreamChatRequest, StreamChatResponse
+from plaudit.v1.events_pb2 import Interaction
+from plaudit.v1.sampling_pb2 import FinishReason, SamplingParameters
+from plaudit_server.config import ServerSettings
+from plaudit_server.engine import Engine, EngineError, Generation, PolicyVersion, Tokens
+from plaudit_server.engine import FinishReason as EngineFinish
+from plaudit_server.metrics import ServerMetrics
+from plaudit_server.outbox import Outbox
+from plaudit_server.prompts import ChatTemplate
+from plaudit_server.receipts import Receipts
+from plaudit_server.refusal import Refusal, invalid
+from plaudit_server.router import Router
+from plaudit_server.validation import check_identifier, check_messages, check_sampling
+
+log = logging.getLogger(__name__)
+
+_FINISH = {
+    EngineFinish.STOP: FinishReason.FINISH_REASON_STOP,
+    EngineFinish.LENGTH: FinishReason.FINISH_REASON_LENGTH,
+}
+
+
+class ChatService(chat_pb2_grpc.ChatServiceServicer):
+    """Validate → admit → pin a version → sample and stream → record."""
+
+    def __init__(
+        self,
+        *,
+        settings: ServerSettings,
+        engine: Engine,
+        template: ChatTemplate,
+        router: Router,
+        receipts: Receipts,
+        outbox: Outbox,
+        metrics: ServerMetrics,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._template = template
+        self._router = router
+        self._receipts = receipts
+        self._outbox = outbox
+        self._metrics = metrics
+        self.admitted = 0
+        """Requests running or waiting."""
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def StreamChat(  # type: ignore[override]  # a coroutine that writes: see below
+        self, request: StreamChatRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        """See chat.proto.
+
+        A coroutine that writes, and no generator, because grpc.aio leaves an abandoned generator to the garbage
+        collector, but cancels a coroutine at once: the slot in the engine is freed within a token.
+        """
+        check_messages(request.messages)
+        check_identifier("user_id", request.user_id, 256)
+        check_identifier("conversation_id", request.conversation_id, 256)
+        sampling = check_sampling(request, self._settings)
+        prompt = self._template.encode(request.messages)
+        room = self._settings.max_context - sampling.max_tokens
+        if len(prompt) > room:
+            raise invalid(
+                "messages", f"have {len(prompt)} tokens; with max_tokens = {sampling.max_tokens} the most is {room}"
+            )
+        user = self._receipts.pseudonym(request.user_id)
+        with self._admission(), self._router.pin(request.policy_version) as version:
+            response_id = uuid.uuid4().hex
+            # Who does not want a reply to be learnt from has nothing to vote on.
+            receipt = "" if request.unrecorded else self._receipts.issue(response_id, version.name, user)
+            started = Started(receipt=receipt, policy_version=version.name, response_id=response_id)
+            await context.write(StreamChatResponse(started=started))
+            reply = _Reply(Generation(response_id, prompt, sampling, version), self._metrics)
+            try:
+                async with aclosing(self._engine.generate(reply.generation)) as stream:
+                    async for tokens in stream:
+                        reply.add(tokens)
+                        await context.write(_delta(tokens, request.logprobs))
+            except EngineError as error:
+                reply.finish_reason = FinishReason.FINISH_REASON_ERROR
+                log.error("reply %s of %s failed: %s", response_id, version.name, error)
+                raise Refusal(
+                    grpc.StatusCode.UNAVAILABLE, "the engine failed; please try again", retry_after=1.0
+                ) from error
+            finally:
+                # Also when the caller went away: what was sampled until then was sampled.
+                reply.end()
+                if not request.unrecorded:
+                    self._record(reply, request.conversation_id, user)
+            finished = Finished(
+                finish_reason=reply.finish_reason,
+                prompt_tokens=len(prompt),
+                completion_tokens=len(reply.token_ids),
+            )
+            await context.write(StreamChatResponse(finished=finished))
+
+    @contextmanager
+    def _admission(self) -> Iterator[None]:
+        """A place in the engine or in its queue.
+
+        Raises Refusal, at once: RESOURCE_EXHAUSTED if all places are taken, UNAVAILABLE while draining.
+        """
+        if self._draining:
+            raise Refusal(grpc.StatusCode.UNAVAILABLE, "this server is stopping; please try another", retry_after=1.0)
+        if self.admitted >= self._settings.max_running + self._settings.max_waiting:
+            self._metrics.requests_refused.inc()
+            raise Refusal(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{self.admitted} requests are running or waiting here; try again in a second",
+                retry_after=1.0,
+            )
+        self.admitted += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.admitted -= 1
+            if not self.admitted:
+                self._idle.set()
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new requests from now on, and wait up to `seconds` for the admitted ones to end."""
+        self._draining = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
+
+    def _record(self, reply: _Reply, conversation_id: str, user: str) -> None:
+        if not reply.token_ids:
+            return  # nothing was sampled: there is nothing to learn from, and nothing to vote on
+        generation = reply.generation
+        sampling = SamplingParameters(
+            temperature=generation.sampling.temperature,
+            top_p=generation.sampling.top_p,
+            max_tokens=generation.sampling.max_tokens,
+            stop=generation.sampling.stop,
+        )
+        if generation.sampling.seed is not None:
+            sampling.seed = generation.sampling.seed
+        interaction = Interaction(
+            schema_version=1,
+            response_id=generation.request_id,
+            policy_version=generation.version.name,
+            conversation_id=conversation_id,
+            user=user,
+            prompt_token_ids=generation.prompt_token_ids,
+            reply_token_ids=reply.token_ids,
+            behaviour_logprobs=reply.logprobs,
+            sampling=sampling,
+            finish_reason=reply.finish_reason,
+            started_at=reply.started_at,
+        )
+        interaction.finished_at.GetCurrentTime()
+        try:
+            self._outbox.append(Record(INTERACTIONS, interaction.response_id, interaction.SerializeToString()))
+        except Refusal as refusal:
+            # The reply itself is fine; the learner goes without it, and the operator sees the outbox full.
+            log.warning("interaction %s not recorded: %s", interaction.response_id, refusal.message)
+
+
+def _delta(tokens: Tokens, with_logprobs: bool) -> StreamChatResponse:
+    if with_logprobs:
+        return StreamChatResponse(delta=Delta(text=tokens.text, token_ids=tokens.token_ids, logprobs=tokens.logprobs))
+    return StreamChatResponse(delta=Delta(text=tokens.text))
+
+
+class _Reply:
+    """One reply while it is sampled: what was sampled, and the clock on it."""
+
+    def __init__(self, generation: Generation, metrics: ServerMetrics) -> None:
+        self.generation = generation
+        self.token_ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.finish_reason: FinishReason.ValueType = FinishReason.FINISH_REASON_CANCELLED  # until the engine says more
+        self.started_at = Timestamp()
+        self.started_at.GetCurrentTime()
+        self._metrics = metrics
+        self.admitted_at = self._last_at = time.perf_counter()
+        metrics.requests_waiting.inc()
+
+    def add(self, tokens: Tokens) -> None:
+        now = time.perf_counter()
+        version = self.generation.version.name
+        if not self.token_ids:
+            self._metrics.time_to_first_token.labels(version).observe(now - self.admitted_at)
+            self._metrics.requests_waiting.dec()
+            self._metrics.requests_running.inc()
+        else:
+            count = max(1, len(tokens.token_ids))
+            latency = self._metrics.inter_token_latency.labels(version)
+            for _ in range(count):
+                latency.observe((now - self._last_at) / count)
+        self._last_at = now
+        self.token_ids.extend(tokens.token_ids)
+        self.logprobs.extend(tokens.logprobs)
+        if tokens.finish_reason is not None:
+            self.finish_reason = _FINISH[tokens.finish_reason]
+
+    def end(self) -> None:
+        version: PolicyVersion = self.generation.version
+        (self._metrics.requests_running if self.token_ids else self._metrics.requests_waiting).dec()
+        self._metrics.prompt_tokens.inc(len(self.generation.prompt_token_ids))
+        self._metrics.generation_tokens.labels(version.name).inc(len(self.token_ids))
+        self._metrics.e2e_request_latency.labels(version.name).observe(time.perf_counter() - self.admitted_at)
+        reason = FinishReason.Name(self.finish_reason).removeprefix("FINISH_REASON_").lower()
+        self._metrics.requests.labels(version.name, reason).inc()

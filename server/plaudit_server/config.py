@@ -1,0 +1,76 @@
+"""Settings of plaudit-server. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from plaudit.base_model import PACKAGED
+from plaudit.settings import Settings
+
+
+class ServerSettings(Settings):
+    """Serves a chat model over gRPC, takes feedback into the event log, follows the policy as it is learned."""
+
+    model: str = PACKAGED
+    """The base model: `smollm2` (packaged), or a directory in Hugging Face's format."""
+    model_cache: Path = Path("~/.cache/plaudit")
+    """Where the packaged model is kept once converted."""
+    engine: Literal["auto", "vllm", "torch"] = "auto"
+    """What samples tokens; auto: vLLM where it is installed, otherwise plain PyTorch."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of weights and activations; auto: the model's own."""
+    listen: str = "127.0.0.1:50051"
+    """Address of the gRPC server; port 0: any free one (it is printed)."""
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Port of Prometheus metrics, on loopback; 0: none."""
+    event_log: str
+    """sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…]; all programs of a deployment share it."""
+    policy_store: str
+    """Where versions are published: a directory or any fsspec URL (s3://…)."""
+    state_dir: Path
+    """This server's own directory: outbox and verified copies of versions. No two servers share one."""
+    receipt_key_file: Path
+    """At least 32 secret bytes; the same for all servers of a deployment. Signs receipts, hashes user ids."""
+    receipt_lifetime: float = Field(default=30 * 86400.0, gt=0)
+    """Seconds during which a reply may be voted on."""
+    aspects: list[str] = Field(default=["quality", "relevance", "politeness"], min_length=1)
+    """What of a reply may be voted on; the first is meant when none is named."""
+    max_context: int = Field(default=2048, ge=16)
+    """Tokens of prompt and reply together."""
+    max_tokens: int = Field(default=512, ge=1)
+    """The longest reply that a request may ask for, in tokens."""
+    default_max_tokens: int = Field(default=256, ge=1)
+    """Length limit of a reply when the request does not say, in tokens."""
+    default_temperature: float = Field(default=0.7, ge=0, le=2)
+    """Temperature when the request does not say."""
+    default_top_p: float = Field(default=1.0, gt=0, le=1)
+    """top_p when the request does not say."""
+    max_running: int = Field(default=16, ge=1)
+    """Replies that are sampled at once."""
+    max_waiting: int = Field(default=64, ge=0)
+    """Requests that may wait for their turn; one more is refused with RESOURCE_EXHAUSTED."""
+    max_versions: int = Field(default=4, ge=2)
+    """Adapters kept loaded at once: the stable one, the one before it, and those whose streams still run."""
+    max_lora_rank: Literal[8, 16, 32, 64] = 16
+    """The largest adapter rank that can be served."""
+    kv_cache_bytes: int = Field(default=1 << 30, ge=1 << 20)
+    """Memory for keys and values (vLLM)."""
+    outbox_limit: int = Field(default=1_000_000, ge=1)
+    """Records that the outbox holds while the event log is away; past it feedback is refused."""
+    drain_seconds: float = Field(default=30.0, ge=0)
+    """How long running streams may take to finish after SIGTERM."""
+    exit_with_parent: bool = False
+    """Also stop when standard input ends (for supervisors)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ServerSettings:
+        if self.default_max_tokens > self.max_tokens:
+            raise ValueError(
+                f"default-max-tokens ({self.default_max_tokens}) must not exceed max-tokens ({self.max_tokens})"
+            )
+        if self.max_tokens >= self.max_context:
+            raise ValueError(f"max-tokens ({self.max_tokens}) must be below max-context ({self.max_context})")
+        return self

@@ -1,0 +1,111 @@
+"""FeedbackService: what people say of replies, acknowledged once it is durable."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+
+from plaudit.events import FEEDBACK, EventLogUnavailable, Record
+from plaudit.v1 import feedback_pb2_grpc
+from plaudit.v1.events_pb2 import Feedback
+from plaudit.v1.feedback_pb2 import (
+    Durability,
+    RetractFeedbackRequest,
+    RetractFeedbackResponse,
+    SubmitFeedbackRequest,
+    SubmitFeedbackResponse,
+    Thumb,
+)
+from plaudit_server.metrics import ServerMetrics
+from plaudit_server.outbox import Outbox
+from plaudit_server.receipts import Receipts
+from plaudit_server.refusal import Refusal, invalid
+from plaudit_server.validation import check_identifier, check_text
+
+_VERDICTS = "thumb, rating, preference or comment"
+
+
+class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
+    """Checks, signs off, appends."""
+
+    def __init__(self, receipts: Receipts, outbox: Outbox, aspects: Sequence[str], metrics: ServerMetrics) -> None:
+        self._receipts = receipts
+        self._outbox = outbox
+        self._aspects = aspects
+        self._metrics = metrics
+
+    async def SubmitFeedback(
+        self, request: SubmitFeedbackRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> SubmitFeedbackResponse:
+        """See feedback.proto."""
+        record = self._begin(request)
+        verdict = request.WhichOneof("verdict")
+        if verdict == "thumb":
+            if request.thumb not in (Thumb.THUMB_UP, Thumb.THUMB_DOWN):
+                raise invalid("thumb", "must be THUMB_UP or THUMB_DOWN")
+            record.thumb = request.thumb
+        elif verdict == "rating":
+            if not 1 <= request.rating <= 5:
+                raise invalid("rating", f"is {request.rating}; it must be 1 (worst) to 5 (best)")
+            record.rating = request.rating
+        elif verdict == "preference":
+            other = self._receipts.read(request.preference.over_receipt, "preference.over_receipt")
+            if other.response_id == record.response_id:
+                raise invalid("preference.over_receipt", "is of the same reply; a preference is between two")
+            record.preferred_over = other.response_id
+        elif verdict == "comment":
+            check_text("comment", request.comment, 4096)
+            record.comment = request.comment
+        else:
+            raise invalid("verdict", f"is missing; give one of {_VERDICTS}")
+        return SubmitFeedbackResponse(durability=await self._append(record))
+
+    async def RetractFeedback(
+        self, request: RetractFeedbackRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> RetractFeedbackResponse:
+        """See feedback.proto."""
+        record = self._begin(request)
+        record.retraction = True
+        return RetractFeedbackResponse(durability=await self._append(record))
+
+    def _begin(self, request: SubmitFeedbackRequest | RetractFeedbackRequest) -> Feedback:
+        """What both kinds of statement have in common, checked."""
+        receipt = self._receipts.read(request.receipt, "receipt")
+        check_identifier("user_id", request.user_id, 256)
+        check_identifier("idempotency_key", request.idempotency_key, 128)
+        aspect = request.aspect or self._aspects[0]
+        if aspect not in self._aspects:
+            raise invalid("aspect", f"{aspect[:64]!r} is not voted on here; give one of {', '.join(self._aspects)}")
+        user = self._receipts.pseudonym(request.user_id)
+        if receipt.user and user and user != receipt.user:
+            raise invalid("user_id", "is not the user whose reply this receipt is for")
+        record = Feedback(
+            schema_version=1,
+            feedback_id=request.idempotency_key or uuid.uuid4().hex,
+            response_id=receipt.response_id,
+            policy_version=receipt.policy_version,
+            aspect=aspect,
+            user=user or receipt.user,
+        )
+        record.submitted_at.GetCurrentTime()
+        return record
+
+    async def _append(self, record: Feedback) -> Durability.ValueType:
+        future = self._outbox.append(Record(FEEDBACK, record.response_id, record.SerializeToString()))
+        try:
+            durability = await future
+        except EventLogUnavailable as error:
+            raise Refusal(
+                grpc.StatusCode.UNAVAILABLE, "the vote could not be written down; please try again", retry_after=5.0
+            ) from error
+        self._metrics.feedback.labels(record.policy_version, record.aspect, _label(record)).inc()
+        return durability
+
+
+def _label(record: Feedback) -> str:
+    if record.HasField("thumb"):
+        return "up" if record.thumb == Thumb.THUMB_UP else "down"
+    return "preference" if record.HasField("preferred_over") else str(record.WhichOneof("verdict"))

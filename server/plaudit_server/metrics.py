@@ -1,0 +1,75 @@
+"""Prometheus metrics of the server. Label values are bounded: versions that are or were loaded, never users."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+# vLLM's buckets, so that its dashboards and ours can be laid over each other.
+_TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
+_ITL = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0)
+_E2E = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0)
+
+
+class ServerMetrics:
+    """One set a server; a registry of its own lets several servers live in one process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.time_to_first_token = Histogram(
+            "plaudit_time_to_first_token_seconds",
+            "From admission to the first token.",
+            ["policy_version"],
+            buckets=_TTFT,
+            registry=registry,
+        )
+        self.inter_token_latency = Histogram(
+            "plaudit_inter_token_latency_seconds",
+            "Between two tokens of one reply; several tokens in one step share its time.",
+            ["policy_version"],
+            buckets=_ITL,
+            registry=registry,
+        )
+        self.e2e_request_latency = Histogram(
+            "plaudit_e2e_request_latency_seconds",
+            "From admission to the last token.",
+            ["policy_version"],
+            buckets=_E2E,
+            registry=registry,
+        )
+        self.requests_running = Gauge(
+            "plaudit_requests_running", "Replies whose first token is out and whose last is not.", registry=registry
+        )
+        self.requests_waiting = Gauge(
+            "plaudit_requests_waiting", "Requests admitted whose first token is not out.", registry=registry
+        )
+        self.requests = Counter(
+            "plaudit_requests", "Replies ended, by how.", ["policy_version", "finish_reason"], registry=registry
+        )
+        self.requests_refused = Counter(
+            "plaudit_requests_refused", "Requests refused because the queue was full.", registry=registry
+        )
+        self.prompt_tokens = Counter("plaudit_prompt_tokens", "Tokens read.", registry=registry)
+        self.generation_tokens = Counter(
+            "plaudit_generation_tokens", "Tokens sampled.", ["policy_version"], registry=registry
+        )
+        self.feedback = Counter(
+            "plaudit_feedback",
+            "Statements acknowledged, by version voted on, aspect and verdict (up, down, rating, preference, comment, "
+            "retraction). Repeats are counted again; the learner's figures are not.",
+            ["policy_version", "aspect", "verdict"],
+            registry=registry,
+        )
+        self.version_served = Gauge(
+            "plaudit_version_served", "1 for the version that new requests get.", ["policy_version"], registry=registry
+        )
+        self.version_failures = Counter(
+            "plaudit_version_failures", "Attempts to fetch, verify or load a version that failed.", registry=registry
+        )
+        self.outbox_depth = Gauge(
+            "plaudit_outbox_depth", "Records that wait for the event log to come back.", registry=registry
+        )
+
+    def serve(self, version: str) -> None:
+        """Say that new requests get `version`, and no other."""
+        self.version_served.clear()
+        self.version_served.labels(version).set(1)

@@ -1,0 +1,102 @@
+"""The gRPC server: Plaudit's three services, health and reflection, and the drain."""
+
+from __future__ import annotations
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from plaudit.events import EventLog
+from plaudit.v1 import chat_pb2, chat_pb2_grpc, feedback_pb2, feedback_pb2_grpc, policy_pb2, policy_pb2_grpc
+from plaudit_server.chat import ChatService
+from plaudit_server.config import ServerSettings
+from plaudit_server.engine import Engine
+from plaudit_server.feedback import FeedbackService
+from plaudit_server.follower import Follower
+from plaudit_server.interceptors import ErrorInterceptor
+from plaudit_server.metrics import ServerMetrics
+from plaudit_server.outbox import Outbox
+from plaudit_server.policies import PolicyService
+from plaudit_server.prompts import ChatTemplate
+from plaudit_server.receipts import Receipts
+from plaudit_server.router import Router
+
+_CLOSE_SECONDS = 1.0
+_SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (chat_pb2, "ChatService"),
+        (feedback_pb2, "FeedbackService"),
+        (policy_pb2, "PolicyService"),
+    )
+)
+
+
+class Rpc:
+    """Starts serving; stops without cutting a stream."""
+
+    def __init__(
+        self,
+        *,
+        settings: ServerSettings,
+        engine: Engine,
+        template: ChatTemplate,
+        router: Router,
+        receipts: Receipts,
+        outbox: Outbox,
+        follower: Follower,
+        event_log: EventLog,
+        metrics: ServerMetrics,
+    ) -> None:
+        self._listen = settings.listen
+        self._health = health.aio.HealthServicer()
+        self._chat = ChatService(
+            settings=settings,
+            engine=engine,
+            template=template,
+            router=router,
+            receipts=receipts,
+            outbox=outbox,
+            metrics=metrics,
+        )
+        # A request has at most 256 messages of 64 KiB, but no conversation that fits into a context is near 4 MiB.
+        self._server = grpc.aio.server(
+            interceptors=[ErrorInterceptor()],
+            options=[("grpc.max_receive_message_length", 4 << 20), ("grpc.so_reuseport", 0)],
+        )
+        chat_pb2_grpc.add_ChatServiceServicer_to_server(self._chat, self._server)
+        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
+            FeedbackService(receipts, outbox, settings.aspects, metrics), self._server
+        )
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyService(event_log, follower, router), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    @property
+    def running(self) -> int:
+        """Streams that have not ended."""
+        return self._chat.admitted
+
+    async def start(self) -> str:
+        """Listen, and say SERVING; returns the address. Raises OSError if it cannot listen there."""
+        host, _, _ = self._listen.rpartition(":")
+        try:
+            port = self._server.add_insecure_port(self._listen)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen at {self._listen}: is another server there? ({error})") from error
+        await self._server.start()
+        await self._say(health_pb2.HealthCheckResponse.SERVING)
+        return f"{host}:{port}"
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Say NOT_SERVING, refuse new chats, let running ones end for up to `drain_seconds`, then close.
+
+        Until they have ended, votes are still taken and health still answers.
+        """
+        await self._health.enter_graceful_shutdown()
+        await self._chat.drain(drain_seconds)
+        await self._server.stop(_CLOSE_SECONDS)
+
+    async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+        for service in ("", *_SERVICES):
+            await self._health.set(service, status)

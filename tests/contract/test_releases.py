@@ -1,0 +1,109 @@
+"""The life of a version: the fold of the policy events."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plaudit.releases import Releases
+from plaudit.v1.events_pb2 import PolicyEvent
+from plaudit.v1.policy_pb2 import PolicyState
+
+CANDIDATE = PolicyState.POLICY_STATE_CANDIDATE
+STABLE = PolicyState.POLICY_STATE_STABLE
+RETIRED = PolicyState.POLICY_STATE_RETIRED
+REJECTED = PolicyState.POLICY_STATE_REJECTED
+ROLLED_BACK = PolicyState.POLICY_STATE_ROLLED_BACK
+CANARY = PolicyState.POLICY_STATE_CANARY
+
+Step = tuple[str, PolicyState.ValueType]
+
+
+def fold(*steps: Step) -> Releases:
+    releases = Releases()
+    for offset, (version, state) in enumerate(steps):
+        releases.apply(PolicyEvent(version=version, state=state), offset)
+    return releases
+
+
+def state(releases: Releases, version: str) -> PolicyState.ValueType:
+    policy = releases.policy(version)
+    assert policy is not None
+    return policy.state
+
+
+def test_the_base_model_is_stable_from_the_start() -> None:
+    releases = Releases()
+    assert (releases.stable, releases.previous, releases.versions()) == ("v0", "v0", ["v0"])
+    assert state(releases, "v0") == STABLE
+    assert releases.policy("v1") is None
+
+
+def test_the_one_promoted_last_is_stable_and_the_one_before_is_retired() -> None:
+    releases = fold(("v1", CANDIDATE), ("v1", STABLE), ("v2", CANDIDATE), ("v2", STABLE))
+    assert (releases.stable, releases.previous) == ("v2", "v1")
+    assert state(releases, "v1") == RETIRED
+    assert state(releases, "v0") == RETIRED
+
+
+def test_rolling_back_needs_one_event() -> None:
+    releases = fold(("v1", STABLE), ("v2", STABLE), ("v2", ROLLED_BACK))
+    assert (releases.stable, releases.previous) == ("v1", "v0")
+    assert state(releases, "v2") == ROLLED_BACK
+
+
+def test_an_older_version_can_be_promoted_again_the_base_model_too() -> None:
+    releases = fold(("v1", STABLE), ("v2", STABLE), ("v1", STABLE))
+    assert (releases.stable, releases.previous) == ("v1", "v2")
+    releases = fold(("v1", STABLE), ("v0", STABLE))
+    assert (releases.stable, releases.previous) == ("v0", "v1")
+    assert state(releases, "v1") == RETIRED
+
+
+@pytest.mark.parametrize(
+    ("version", "step", "words"),
+    [
+        ("v1", STABLE, "v1 is rejected, and what is rejected cannot become stable"),
+        ("v2", ROLLED_BACK, None),
+        ("v2", STABLE, None),
+        ("v3", ROLLED_BACK, "v3 is rolled back, and"),
+        ("v3", STABLE, None),
+        ("v4", STABLE, "v4 is new, and what is new cannot become stable"),
+        ("v0", ROLLED_BACK, "nothing before it"),
+        ("v0", STABLE, None),
+    ],
+)
+def test_what_cannot_follow_is_refused_in_words(version: str, step: PolicyState.ValueType, words: str | None) -> None:
+    releases = fold(("v1", REJECTED), ("v2", CANDIDATE), ("v3", STABLE), ("v3", ROLLED_BACK))
+    refusal = releases.refusal(version, step)
+    assert refusal is None if words is None else words in str(refusal)
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["v0", "v1", "v2", "v3"]),
+        st.sampled_from([CANDIDATE, CANARY, STABLE, REJECTED, ROLLED_BACK]),
+    ),
+    max_size=30,
+)
+
+
+@given(STEPS)
+def test_compaction_changes_nothing(steps: list[Step]) -> None:
+    """A compacted topic keeps the last record of each key, at its offset."""
+    whole, compacted = Releases(), Releases()
+    for offset, (version, step) in enumerate(steps):
+        whole.apply(PolicyEvent(version=version, state=step), offset)
+        if all(later != version for later, _ in steps[offset + 1 :]):
+            compacted.apply(PolicyEvent(version=version, state=step), offset)
+    assert whole == compacted
+    assert whole.stable == compacted.stable
+
+
+@given(STEPS)
+def test_what_is_stable_was_promoted_and_is_neither_rejected_nor_rolled_back(steps: list[Step]) -> None:
+    steps = [(version, step) for version, step in steps if version != "v0" or step == STABLE]
+    releases = fold(*steps)
+    assert state(releases, releases.stable) == STABLE
+    assert sum(state(releases, version) == STABLE for version in releases.versions()) == 1

@@ -1,0 +1,110 @@
+"""Real servers on free ports, in this process, on the tiny model and the torch engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plaudit.artifacts import PolicyStore
+from plaudit.events import POLICIES, Record, open_log
+from plaudit.v1.events_pb2 import PolicyEvent
+from plaudit.v1.policy_pb2 import PolicyState
+from plaudit_client import AsyncClient
+from plaudit_server import app
+from plaudit_server.config import ServerSettings
+from tests.tiny_model import make_tiny_adapter
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What the servers of one deployment share, in a directory of its own."""
+
+    root: Path
+    model: Path
+    model_sha256: str
+    event_log: str
+
+    def settings(self, name: str = "server-0", **overrides: Any) -> ServerSettings:
+        values: dict[str, Any] = {
+            "model": str(self.model),
+            "engine": "torch",
+            "listen": "127.0.0.1:0",
+            "event_log": self.event_log,
+            "policy_store": str(self.root / "versions"),
+            "state_dir": self.root / name,
+            "receipt_key_file": self.root / "receipt.key",
+            "max_context": 512,
+            "max_tokens": 256,
+            "default_max_tokens": 32,
+            "drain_seconds": 20.0,
+        }
+        return ServerSettings(**{**values, **overrides})
+
+    @asynccontextmanager
+    async def server(self, name: str = "server-0", **overrides: Any) -> AsyncIterator[str]:
+        """A running server's address; drained and stopped at the end, and its failure raised."""
+        started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        stop = asyncio.Event()
+        running = asyncio.create_task(app.run(self.settings(name, **overrides), stop, started))
+        done, _ = await asyncio.wait({running, started}, return_when=asyncio.FIRST_COMPLETED)
+        if running in done:
+            running.result()
+        try:
+            yield started.result()
+        finally:
+            stop.set()
+            await running
+
+    def publish(self, version: str, seed: int, *, parent: str = "v0", announce: bool = True) -> str:
+        """Store an adapter made from `seed` as `version`; returns the manifest's sha256."""
+        adapter = make_tiny_adapter(self.root / f"made-{version}", self.model, seed=seed)
+        _, sha256 = PolicyStore(str(self.root / "versions")).publish(
+            version,
+            adapter,
+            parent=parent,
+            base_model_sha256=self.model_sha256,
+            window={},
+            metrics={},
+            created_by="test",
+        )
+        if announce:
+            for state in (PolicyState.POLICY_STATE_CANDIDATE, PolicyState.POLICY_STATE_STABLE):
+                self.announce(version, state, parent=parent, manifest_sha256=sha256)
+        return sha256
+
+    def announce(self, version: str, state: PolicyState.ValueType, **fields: Any) -> None:
+        event = PolicyEvent(schema_version=1, version=version, state=state, actor="learner", **fields)
+        event.time.GetCurrentTime()
+        with open_log(self.event_log) as log:
+            log.append([Record(POLICIES, version, event.SerializeToString())])
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, tiny_model: Path, tiny_model_sha256: str) -> Deployment:
+    (tmp_path / "receipt.key").write_bytes(b"k" * 32)
+    return Deployment(tmp_path, tiny_model, tiny_model_sha256, f"sqlite:{tmp_path / 'events.sqlite'}")
+
+
+@pytest.fixture
+async def address(deployment: Deployment) -> AsyncIterator[str]:
+    async with deployment.server() as address:
+        yield address
+
+
+@pytest.fixture
+async def client(address: str) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(address) as client:
+        yield client
+
+
+async def until_serving(client: AsyncClient, version: str, seconds: float = 30.0) -> None:
+    """Wait until the server gives new requests `version`; raises TimeoutError."""
+    async with asyncio.timeout(seconds):
+        while (await client.list_policies()).serving_version != version:  # noqa: ASYNC110 - nothing to await remotely
+            await asyncio.sleep(0.02)

@@ -1,0 +1,157 @@
+"""Versions: announced, followed, pinned, promoted, rolled back, refused. Real servers, many pushes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import BadRequest
+from grpc_status import rpc_status
+
+from plaudit.v1 import policy_pb2_grpc
+from plaudit.v1.policy_pb2 import GetPolicyRequest, PolicyState, PromotePolicyRequest, RollbackPolicyRequest
+from plaudit_client import AsyncClient, FailedPrecondition, FinishReason, InvalidRequest, NotFound
+from tests.fixtures_server import Deployment, until_serving
+
+GREEDY = {"temperature": 0.0, "max_tokens": 24}
+
+
+async def test_a_new_version_is_served_to_new_requests(client: AsyncClient, deployment: Deployment) -> None:
+    before = await client.chat("hello", **GREEDY).read()  # type: ignore[arg-type]
+    deployment.publish("v1", seed=1)
+    await until_serving(client, "v1")
+    reply = client.chat("hello", **GREEDY)  # type: ignore[arg-type]
+    assert await reply.read() != before
+    assert reply.policy_version == "v1"
+    pinned = client.chat("hello", policy_version="v0", **GREEDY)  # type: ignore[arg-type]
+    assert await pinned.read() == before
+    assert pinned.policy_version == "v0"
+
+
+async def test_a_server_that_starts_later_finds_the_current_version(deployment: Deployment) -> None:
+    deployment.publish("v1", seed=1)
+    deployment.publish("v2", seed=2, parent="v1")
+    async with deployment.server() as address, AsyncClient(address) as client:
+        policies = await client.list_policies()
+        assert policies.serving_version == "v2"  # by the time it takes its first request
+        assert [policy.version for policy in policies.policies] == ["v0", "v1", "v2"]
+        assert [policy.state for policy in policies.policies] == ["retired", "retired", "stable"]
+
+
+async def test_a_candidate_is_not_served_until_it_is_promoted(client: AsyncClient, deployment: Deployment) -> None:
+    sha256 = deployment.publish("v1", seed=1, announce=False)
+    deployment.announce("v1", PolicyState.POLICY_STATE_CANDIDATE, manifest_sha256=sha256, parent="v0")
+    async with asyncio.timeout(20):
+        while len((await client.list_policies()).policies) < 2:  # noqa: ASYNC110 - another program's state
+            await asyncio.sleep(0.02)
+    assert (await client.list_policies()).serving_version == "v0"
+    policy = await client.promote_policy("v1", "it is good")
+    assert policy.state == "stable"
+    assert policy.reason == "it is good"
+    assert (await client.list_policies()).serving_version == "v1"
+
+
+async def test_promote_and_roll_back(client: AsyncClient, deployment: Deployment) -> None:
+    deployment.publish("v1", seed=1)
+    deployment.publish("v2", seed=2)
+    await until_serving(client, "v2")
+    policy, serving = await client.rollback_policy(reason="people dislike it")
+    assert (policy.version, policy.state, policy.reason, serving) == ("v2", "rolled back", "people dislike it", "v1")
+    reply = client.chat("hello", max_tokens=2)
+    await reply.read()
+    assert reply.policy_version == "v1"
+    assert (await client.promote_policy("v0")).state == "stable"
+    assert (await client.list_policies()).serving_version == "v0"
+    assert (await client.promote_policy("v2")).state == "stable"
+    assert (await client.list_policies()).serving_version == "v2"
+
+
+async def test_what_cannot_be_promoted_or_rolled_back_is_refused(client: AsyncClient, deployment: Deployment) -> None:
+    deployment.announce("v1", PolicyState.POLICY_STATE_REJECTED, parent="v0", reason="KL too large")
+    deployment.publish("v2", seed=2)
+    await until_serving(client, "v2")
+    with pytest.raises(NotFound, match="there is no 'v9'; there are v0, v1, v2"):
+        await client.promote_policy("v9")
+    with pytest.raises(NotFound, match="there is no 'v9'"):
+        await client.rollback_policy("v9")
+    with pytest.raises(NotFound, match="there is no 'v9'"):
+        await client.get_policy("v9")
+    with pytest.raises(FailedPrecondition, match="v1 is rejected"):
+        await client.promote_policy("v1")
+    with pytest.raises(FailedPrecondition, match="v1 is rejected"):
+        await client.rollback_policy("v1")
+    with pytest.raises(FailedPrecondition, match="v0 is the base model"):
+        await client.rollback_policy("v0")
+    with pytest.raises(InvalidRequest, match="the most is 1,024"):
+        await client.promote_policy("v2", "x" * 2000)
+    with pytest.raises(NotFound, match="'v1' is not served here"):
+        await client.chat("hello", policy_version="v1").read()
+
+
+async def test_empty_versions_are_refused_by_field(address: str) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = policy_pb2_grpc.PolicyServiceStub(channel)
+        calls = [stub.GetPolicy(GetPolicyRequest()), stub.PromotePolicy(PromotePolicyRequest())]
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call
+            details = BadRequest()
+            assert rpc_status.from_call(refused.value).details[0].Unpack(details)
+            assert details.field_violations[0].field == "version"
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.RollbackPolicy(RollbackPolicyRequest())  # empty: the stable one, which is the base model
+        assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_a_faulty_artefact_is_refused_and_the_old_version_goes_on(
+    client: AsyncClient, deployment: Deployment
+) -> None:
+    deployment.publish("v1", seed=1)
+    await until_serving(client, "v1")
+    sha256 = deployment.publish("v2", seed=2, announce=False)
+    weights = deployment.root / "versions" / "v2" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])  # an upload cut short
+    deployment.announce("v2", PolicyState.POLICY_STATE_CANDIDATE, manifest_sha256=sha256, parent="v1")
+    async with asyncio.timeout(20):
+        while len((await client.list_policies()).policies) < 3:  # noqa: ASYNC110 - another program's state
+            await asyncio.sleep(0.02)
+    with pytest.raises(FailedPrecondition, match=r"refuses it: version v2: adapter_model.safetensors has"):
+        await client.promote_policy("v2")
+    reply = client.chat("hello", max_tokens=2)
+    await reply.read()
+    assert reply.policy_version == "v1"
+    await client.rollback_policy("v2")
+    deployment.publish("v3", seed=3)  # and what is right is served again
+    await until_serving(client, "v3")
+
+
+async def test_ten_pushes_under_load_cut_no_stream_and_change_no_version(deployment: Deployment) -> None:
+    """Every stream ends whole, on the version that it began with, token for token as if it had been alone."""
+    async with deployment.server(max_running=8, max_versions=3) as address, AsyncClient(address) as client:
+        pushed = asyncio.Event()
+        streams: list[tuple[str, str, str]] = []
+
+        async def keep_chatting(index: int) -> None:
+            while not pushed.is_set():
+                prompt = f"prompt {index}"
+                reply = client.chat(prompt, temperature=0.0, max_tokens=60)
+                text = await reply.read()
+                assert reply.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+                streams.append((reply.policy_version, prompt, text))
+
+        chatting = [asyncio.create_task(keep_chatting(index)) for index in range(6)]
+        for number in range(1, 11):
+            deployment.publish(f"v{number}", seed=number, parent=f"v{number - 1}")
+            await until_serving(client, f"v{number}", seconds=60)
+            reply = client.chat("prompt 0", temperature=0.0, max_tokens=60)
+            streams.append((f"v{number}", "prompt 0", await reply.read()))
+            assert reply.policy_version == f"v{number}"
+        pushed.set()
+        await asyncio.gather(*chatting)
+        loaded = (await client.list_policies()).loaded_versions
+    assert len(loaded) <= 1 + 3, "old versions are unloaded after their last stream"
+    by_version: dict[tuple[str, str], set[str]] = {}
+    for version, prompt, text in streams:
+        by_version.setdefault((version, prompt), set()).add(text)
+    assert all(len(texts) == 1 for texts in by_version.values()), "one version says one thing, pushes or not"
