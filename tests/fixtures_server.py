@@ -52,8 +52,9 @@ class Deployment:
         started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         stop = asyncio.Event()
         running = asyncio.create_task(app.run(self.settings(name, **overrides), stop, started))
-        done, _ = await asyncio.wait({running, started}, return_when=asyncio.FIRST_COMPLETED)
-        if running in done:
+        waited: set[asyncio.Future[Any]] = {running, started}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
             running.result()
         try:
             yield started.result()
@@ -106,5 +107,5 @@ async def client(address: str) -> AsyncIterator[AsyncClient]:
 async def until_serving(client: AsyncClient, version: str, seconds: float = 30.0) -> None:
     """Wait until the server gives new requests `version`; raises TimeoutError."""
     async with asyncio.timeout(seconds):
-        while (await client.list_policies()).serving_version != version:  # noqa: ASYNC110 - nothing to await remotely
+        while (await client.list_policies()).serving_version != version:
             await asyncio.sleep(0.02)

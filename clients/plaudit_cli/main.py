@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+EMBEDDED_BROKER = "embedded"
 COMMANDS = {
     "up": ("plaudit_cli.up:up", "Start server, learner and event log on this machine."),
     "chat": ("plaudit_cli.chat:chat", "Chat with the policy, and vote on its replies."),
@@ -66,4 +68,17 @@ def _plaudit(
 
 def main() -> None:
     """The entry point. Exits with 0, 1 (it failed; one line on stderr says why), 2 (wrong usage) or 130 (Ctrl-C)."""
-    app(prog_name="plaudit")
+    app(_spell_out(sys.argv[1:]), prog_name="plaudit")
+
+
+def _spell_out(arguments: list[str]) -> list[str]:
+    """`--kafka` without a value means the embedded broker; typer knows no options whose value may be left out."""
+    following = [*arguments[1:], "-"]
+    return [
+        f"--kafka={EMBEDDED_BROKER}" if argument == "--kafka" and after.startswith("-") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    main()

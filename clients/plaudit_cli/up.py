@@ -18,15 +18,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from plaudit_cli.main import EMBEDDED_BROKER
 from plaudit_cli.supervisor import Program, Supervisor
 from plaudit_client import AsyncClient, PlauditError
 
-EMBEDDED = "embedded"
 _HOST = "127.0.0.1"
 _WATCH_SECONDS = 0.5
 _OURS = re.compile(r"^\S+Z (INFO|WARNING|ERROR) plaudit-\w+: (.*)$")
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 def up(
@@ -165,7 +165,7 @@ class Home:
     def _event_log(self, kafka: str | None) -> str:
         if kafka is None:
             return f"sqlite:{self._data / 'events.sqlite'}"
-        if kafka == EMBEDDED:
+        if kafka == EMBEDDED_BROKER:
             port = _free_port()
             command = [sys.executable, "-m", "plaudit.broker", f"--port={port}", "--exit-with-parent"]
             self._supervisor.start(Program("broker", command))

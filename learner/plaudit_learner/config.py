@@ -33,13 +33,13 @@ class LearnerSettings(Settings):
     """Replies that are learnt from, the most recent ones."""
     max_new_tokens: int = Field(default=64, ge=4)
     """Length limit of fresh rollouts; the requests' own usual limit where that is lower. In tokens."""
-    iterations: int = Field(default=10, ge=1)
+    iterations: int = Field(default=8, ge=1)
     """PPO updates in a round, each on fresh rollouts."""
     prompts_per_iteration: int = Field(default=24, ge=2)
     """Distinct prompts in an update, with 4 replies each."""
     kl_budget: float = Field(default=1.5, gt=0)
     """How far the policy may go from the base model: KL per reply, in nats, that the KL coefficient aims at."""
-    learning_rate: float = Field(default=3e-4, gt=0)
+    learning_rate: float = Field(default=6e-4, gt=0)
     """Of PPO's optimiser (AdamW)."""
     lora_layers: int = Field(default=12, ge=1)
     """Layers that carry LoRA, counted from the top."""

@@ -137,19 +137,19 @@ def judge(
         ),
         (
             ratio["openings"] >= s.min_openings,
-            f"replies open alike: {ratio['openings']:.0%} of the base's distinct openings, at least {s.min_openings:.0%}",
+            f"replies open alike: {ratio['openings']:.0%} of the base's distinct openings, bound {s.min_openings:.0%}",
         ),
         (
             ratio["entropy"] >= s.min_entropy,
-            f"sampling has become too narrow: {ratio['entropy']:.0%} of the base's entropy, at least {s.min_entropy:.0%}",
+            f"sampling has become too narrow: {ratio['entropy']:.0%} of the base's entropy, bound {s.min_entropy:.0%}",
         ),
         (
             ratio["length"] >= s.min_length,
-            f"replies are too short: {ratio['length']:.0%} of the base's length, at least {s.min_length:.0%}",
+            f"replies are too short: {ratio['length']:.0%} of the base's length, bound {s.min_length:.0%}",
         ),
         (
             ratio["length"] <= s.max_length,
-            f"replies are too long: {ratio['length']:.0%} of the base's length, at most {s.max_length:.0%}",
+            f"replies are too long: {ratio['length']:.0%} of the base's length, bound {s.max_length:.0%}",
         ),
         (
             ours["empty"] <= theirs["empty"] + s.max_empty,

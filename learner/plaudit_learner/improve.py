@@ -19,13 +19,7 @@ from torch import Tensor
 
 from plaudit_learner.features import Encoding, batches, encode
 from plaudit_learner.policy import Policy
-from plaudit_learner.ppo import (
-    PPOMetrics,
-    beta_from_budget,
-    leave_one_out,
-    ppo_loss,
-    within_prompt_sd,
-)
+from plaudit_learner.ppo import PPOMetrics, beta_from_budget, leave_one_out, ppo_loss, within_prompt_sd
 from plaudit_learner.reward import RewardModel
 from plaudit_learner.rollouts import Rollout, sample
 
@@ -36,15 +30,15 @@ MICROBATCH = 16
 class ImproveSettings:
     """How one version is improved from its parent."""
 
-    iterations: int = 8
+    iterations: int = 6
     """Rounds of sampling and updating."""
-    prompts_per_iteration: int = 24
+    prompts_per_iteration: int = 16
     """Distinct prompts sampled in a round."""
     samples_per_prompt: int = 4
     """Replies to each; at least 2, since each is judged against the others."""
     minibatch_prompts: int = 8
     """Prompts (with all their replies) in one optimiser step."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     """Of Adam, at the start; falls to `final_learning_rate_share` of it in a straight line."""
     final_learning_rate_share: float = 0.1
     """The learning rate of the last step, as a share of the first."""
@@ -58,13 +52,15 @@ class ImproveSettings:
     """The ratio's clip (Schulman et al. 2017, eq. 7)."""
     temperature: float = 0.7
     """As served."""
+    max_prompt_tokens: int = 128
+    """Longer prompts are left out: sampling reads the whole prompt again for every token, so they cost the most."""
     max_new_tokens: int = 48
     """As served, or less to go faster."""
     unfinished_penalty: float = 0.0
     """Taken from the score of a reply without EOS, in deviations of the score."""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "prompts_per_iteration", "minibatch_prompts", "max_new_tokens"):
+        for name in ("iterations", "prompts_per_iteration", "minibatch_prompts", "max_prompt_tokens", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
         if self.samples_per_prompt < 2:
@@ -104,7 +100,9 @@ class ImproveResult:
 
     iterations: list[IterationMetrics]
     beta: float
-    """The coefficient of the KL, per deviation of the reward within a prompt."""
+    """The coefficient of the KL, in units of the score per nat."""
+    s_within: float
+    """Deviation of the reference's score among replies to one prompt."""
     reference_reward: float
     """Mean score of the reference policy on prompts of the training set."""
     stopped: str | None
@@ -128,11 +126,12 @@ def improve(
     """Improve `policy` in place on fresh replies to `prompts`, which may repeat over iterations.
 
     should_stop is asked between minibatches; once it says yes this returns within one minibatch.
-    Raises ValueError if there are no prompts.
+    Raises ValueError if there are no prompts, or none short enough.
     """
-    if not prompts:
-        raise ValueError("there are no prompts to improve on")
     s = settings
+    prompts = [prompt for prompt in prompts if len(prompt) <= s.max_prompt_tokens]
+    if not prompts:
+        raise ValueError(f"there are no prompts of at most {s.max_prompt_tokens} tokens to improve on")
     optimizer = torch.optim.Adam(policy.parameters(), lr=s.learning_rate, betas=(0.9, 0.99))
     queue = _cycle(prompts, seed)
     done: list[IterationMetrics] = []
@@ -143,11 +142,10 @@ def improve(
         rollouts = _sample(policy, first, s, seed)
     encodings = encode(policy, [r.item for r in rollouts])
     rewards_BK = _rewards(reward_model, rollouts, encodings, s)
-    reference_reward, scale = float(rewards_BK.mean()), within_prompt_sd(rewards_BK)
-    if scale < 1e-6:
+    reference_reward, s_within = float(rewards_BK.mean()), within_prompt_sd(rewards_BK)
+    if s_within < 1e-6:
         raise ValueError("the reward model scores all replies to a prompt alike: there is nothing to improve towards")
-    # Rewards are divided by their deviation within a prompt, so that steps and beta do not depend on their scale.
-    beta = beta_from_budget(1.0, s.kl_budget)
+    beta = beta_from_budget(s_within, s.kl_budget)
     fresh = policy.is_reference
 
     for i in range(s.iterations):
@@ -163,18 +161,21 @@ def improve(
                 rewards_BK = _rewards(reward_model, rollouts, encodings, s)
             if should_stop():
                 raise _StopRequestedError
-            advantages_B = leave_one_out(rewards_BK / scale).flatten()
-            metrics, norm = _update(policy, optimizer, rollouts, encodings, advantages_B, beta, s, should_stop)
+            # Reward and beta in units of s_within: the length of a gradient then does not depend on the reward's scale.
+            advantages_B = leave_one_out(rewards_BK / s_within).flatten()
+            metrics, norms = _update(
+                policy, optimizer, rollouts, encodings, advantages_B, beta / s_within, s, should_stop
+            )
         except _StopRequestedError:
             stopped = f"asked to stop in iteration {i + 1}"
             break
-        done.append(_summary(i + 1, rollouts, rewards_BK, metrics, norm))
+        done.append(_summary(i + 1, rollouts, rewards_BK, metrics, norms))
         progress(done[-1])
         if done[-1].kl > s.kl_stop:
             policy.restore(before)
             stopped = f"iteration {i + 1} undone: KL {done[-1].kl:.2f} nats per reply, bound {s.kl_stop:g}"
             break
-    return ImproveResult(done, beta, reference_reward, stopped)
+    return ImproveResult(done, beta, s_within, reference_reward, stopped)
 
 
 def _update(

@@ -31,8 +31,9 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 2.0
 _HELD_OUT = 0.2
+_LEAST_AUC = 0.55
 _GATE_PROMPTS = 48
-_GATE_SAMPLES = 2
+_GATE_SAMPLES = 4
 
 
 class Learner:
@@ -67,6 +68,7 @@ class Learner:
             try:
                 self._intake = Intake(self._log, self._store)
                 self._intake.start()
+                self._metrics.tally(self._store.tallies(self._settings.aspect))
                 while not self._stop.is_set():
                     self._take_in()
                     if self._due():
@@ -179,6 +181,10 @@ class Learner:
             quality.auc,
             quality.accuracy,
         )
+        if quality.votes and not quality.auc > _LEAST_AUC:
+            raise NotEnoughVotesError(
+                f"it cannot tell liked from disliked yet (AUC {quality.auc:.2f}, at least {_LEAST_AUC} is needed)"
+            )
         return reward_model
 
     def _prompts(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:

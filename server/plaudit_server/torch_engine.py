@@ -145,7 +145,7 @@ class TorchEngine(Engine):
                     if tokens.finish_reason is not None:
                         self._running.discard(stream)
                     stream.queue.put_nowait(tokens)
-                if not self._batches and not self._waiting:
+                if not self._batches and not self._waiting and not self._stopping:
                     self._work.clear()
                     await self._work.wait()
         except Exception as error:

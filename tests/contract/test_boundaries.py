@@ -18,7 +18,7 @@ FILES = [(room, file) for room in ALLOWED for file in sorted((ROOT / room).rglob
 
 
 def imported(file: Path) -> set[str]:
-    names = set()
+    names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from plaudit_learner.policy import ADAPTER_WEIGHTS, AdapterConfig, Policy, PromptReply, pad
 from transformers import AutoModelForCausalLM
 
+from plaudit_learner.policy import ADAPTER_WEIGHTS, AdapterConfig, Policy, PromptReply, pad
 from tests.tiny_model import IM_END
 
 PROMPTS = [(257, 97, 98, 99, 258, 10), (257, 100, 10), (257, 97, 98, 99, 258, 10, 101, 102, 103)]

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from plaudit_learner.ppo import (
     beta_from_budget,
     clipped_surrogate,
@@ -18,7 +20,6 @@ from plaudit_learner.ppo import (
     truncated_weights,
     within_prompt_sd,
 )
-from torch import Tensor
 
 B, T, V = 3, 4, 5
 LENGTHS = (4, 2, 1)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from plaudit_learner.features import SHAPE_FEATURES, batches, encode
 from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.reward import (
@@ -19,7 +21,6 @@ from plaudit_learner.reward import (
     fit,
     fit_features,
 )
-from torch import Tensor
 
 D = 20 + SHAPE_FEATURES
 
@@ -112,7 +113,8 @@ def test_real_replies_round_trip(tiny_model: Path, tmp_path: Path) -> None:
     policy = Policy.load(tiny_model)
     random_ = random.Random(0)
     items = [
-        PromptReply((257, 97 + i % 20, 258, 10), tuple(random_.choices(range(97, 123), k=12)), False) for i in range(120)
+        PromptReply((257, 97 + i % 20, 258, 10), tuple(random_.choices(range(97, 123), k=12)), False)
+        for i in range(120)
     ]
     votes = [Vote(item, sum(token in b"aeiou" for token in item.reply) > 2) for item in items]
     cache: dict[PromptReply, Tensor] = {}

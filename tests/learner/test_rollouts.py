@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from plaudit_learner.policy import Policy
 from plaudit_learner.rollouts import Rollout, sample
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import Any
 
 import grpc
 import pytest
@@ -105,14 +106,14 @@ async def test_a_caller_that_goes_away_frees_its_place_and_is_recorded(deploymen
                     break
                 await reply.aclose()
                 async with asyncio.timeout(5):
-                    while len(interactions(deployment)) == 0:  # noqa: ASYNC110 - the log is a file
+                    while len(interactions(deployment)) == 0:
                         await asyncio.sleep(0.01)
     recorded = interactions(deployment)
     assert {record.finish_reason for record in recorded} == {FinishReason.FINISH_REASON_CANCELLED}
     assert all(0 < len(record.reply_token_ids) < 200 for record in recorded)
 
 
-BAD = [
+BAD: list[tuple[StreamChatRequest, dict[str, Any], str, str]] = [
     (request(), {"messages": []}, "messages", "is empty"),
     (request((USER, "a"), (USER, "b")), {}, "messages[1].role", "must be ROLE_ASSISTANT"),
     (request((ASSISTANT, "a")), {}, "messages[0].role", "must be ROLE_USER"),
@@ -210,7 +211,7 @@ async def test_draining_lets_a_stream_end_and_refuses_new_ones(deployment: Deplo
         reader = aiter(reply)
         await anext(reader)
         stopping = asyncio.create_task(server.__aexit__(None, None, None))
-        while await client.healthy():  # noqa: ASYNC110 - another program's state
+        while await client.healthy():
             await asyncio.sleep(0.005)
         with pytest.raises(Unavailable):
             await client.chat("hello", max_tokens=1).read()

@@ -100,7 +100,7 @@ async def test_every_kind_of_statement_is_recorded_as_said(
 
 async def test_bad_statements_are_refused_by_field_and_in_words(address: str, receipts: Receipts) -> None:
     good = receipts.issue("r1", "v1", "")
-    bad = [
+    bad: list[tuple[SubmitFeedbackRequest | RetractFeedbackRequest, str, str]] = [
         (SubmitFeedbackRequest(thumb=UP), "receipt", "is missing"),
         (SubmitFeedbackRequest(receipt="made up", thumb=UP), "receipt", "not a receipt of this deployment"),
         (SubmitFeedbackRequest(receipt="x" * 3000, thumb=UP), "receipt", "no receipt has more than 2048"),

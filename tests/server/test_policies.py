@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
@@ -43,7 +44,7 @@ async def test_a_candidate_is_not_served_until_it_is_promoted(client: AsyncClien
     sha256 = deployment.publish("v1", seed=1, announce=False)
     deployment.announce("v1", PolicyState.POLICY_STATE_CANDIDATE, manifest_sha256=sha256, parent="v0")
     async with asyncio.timeout(20):
-        while len((await client.list_policies()).policies) < 2:  # noqa: ASYNC110 - another program's state
+        while len((await client.list_policies()).policies) < 2:
             await asyncio.sleep(0.02)
     assert (await client.list_policies()).serving_version == "v0"
     policy = await client.promote_policy("v1", "it is good")
@@ -92,7 +93,7 @@ async def test_what_cannot_be_promoted_or_rolled_back_is_refused(client: AsyncCl
 async def test_empty_versions_are_refused_by_field(address: str) -> None:
     async with grpc.aio.insecure_channel(address) as channel:
         stub = policy_pb2_grpc.PolicyServiceStub(channel)
-        calls = [stub.GetPolicy(GetPolicyRequest()), stub.PromotePolicy(PromotePolicyRequest())]
+        calls: list[Any] = [stub.GetPolicy(GetPolicyRequest()), stub.PromotePolicy(PromotePolicyRequest())]
         for call in calls:
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await call
@@ -114,7 +115,7 @@ async def test_a_faulty_artefact_is_refused_and_the_old_version_goes_on(
     weights.write_bytes(weights.read_bytes()[:-8])  # an upload cut short
     deployment.announce("v2", PolicyState.POLICY_STATE_CANDIDATE, manifest_sha256=sha256, parent="v1")
     async with asyncio.timeout(20):
-        while len((await client.list_policies()).policies) < 3:  # noqa: ASYNC110 - another program's state
+        while len((await client.list_policies()).policies) < 3:
             await asyncio.sleep(0.02)
     with pytest.raises(FailedPrecondition, match=r"refuses it: version v2: adapter_model.safetensors has"):
         await client.promote_policy("v2")

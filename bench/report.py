@@ -1,0 +1,14 @@
+"""What every benchmark prints as its last line: one JSON object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def report(bench: str, size: str, *, figures: Mapping[str, Any], goals: Mapping[str, bool]) -> int:
+    """Print the object; `goals` says which were met. Returns the exit status: 0 if all were."""
+    passed = all(goals.values())
+    print(json.dumps({"bench": bench, "size": size, "pass": passed, "figures": figures, "goals": goals}))
+    return 0 if passed else 1

@@ -1,0 +1,115 @@
+"""The loop in small, nothing left out: `plaudit up`, Kafka over TCP, two servers, simulated users, real learning."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from bench.deployment import Deployment, running, serves, until_round
+from plaudit_cli import personas
+from plaudit_cli.prompts import Prompt, split, user
+from plaudit_cli.simulation import Simulation, approval, run
+
+pytestmark = [pytest.mark.slow, pytest.mark.kafka, pytest.mark.timeout(600)]
+
+WORDS = ["alpha", "beta", "gamma", "delta", "river", "stone", "cloud", "tree", "bird", "fish", "moon", "star", "wind"]
+TRAIN, HELD_OUT = split([user(f"{first} {second}") for first in WORDS for second in WORDS if first < second], 0.3)
+KL_BUDGET = 1.5
+OPTIONS = (
+    "--engine=torch",
+    "--kafka",
+    "--server-option=max-context=512",
+    "--server-option=max-tokens=256",
+    "--learner-option=votes-per-round=150",
+    "--learner-option=iterations=5",
+    f"--learner-option=kl-budget={KL_BUDGET}",
+)
+
+BRIEF = personas.load("brief")
+
+
+async def true_approval(deployment: Deployment, prompts: list[Prompt], version: str) -> tuple[float, float]:
+    measured = await approval(deployment.clients[0], BRIEF, prompts, version, 300, max_tokens=24, temperature=1.0)
+    return measured.mean, measured.standard_error
+
+
+async def until_metric(
+    deployment: Deployment, name: str, expected: dict[tuple[str, ...], float], program: int = 0
+) -> None:
+    """Wait until a program shows these samples: it takes in records by and by."""
+    async with asyncio.timeout(60):
+        while deployment.metric(name, program) != expected:
+            await asyncio.sleep(0.2)
+
+
+async def test_votes_become_a_better_version_on_all_servers(tmp_path: Path, tiny_model: Path) -> None:
+    async with running(tmp_path, *OPTIONS, f"--model={tiny_model}", servers=2) as deployment:
+        client = deployment.clients[0]
+        before, before_error = await true_approval(deployment, HELD_OUT, "v0")
+        simulation = Simulation(conversations=150, max_tokens=24, temperature=1.0)
+        summary = await run(client, BRIEF, TRAIN, simulation)
+        assert summary.votes == 150
+
+        policies = await until_round(client, 1, 300)
+        announced = next(policy for policy in policies.policies if policy.version == "v1")
+        assert announced.state == "stable", announced.reason
+        assert announced.metrics["kl"] <= 2 * KL_BUDGET
+        assert announced.metrics["votes"] == 150
+
+        # Every vote was counted once: the learner's figures are those of the users.
+        (tally,) = summary.versions.values()
+        await until_metric(deployment, "plaudit_votes", {("v0", "up"): tally.up, ("v0", "down"): tally.down})
+        assert deployment.metric("plaudit_event_log_lag") == {(): 0.0}
+
+        # The version that servers report is the one that was announced, and the one that answers.
+        for index, each in enumerate(deployment.clients):
+            async with asyncio.timeout(30):
+                while (await each.list_policies()).serving_version != "v1":
+                    await asyncio.sleep(0.1)
+            reply = each.chat("hello", max_tokens=4)
+            await reply.read()
+            assert reply.policy_version == "v1"
+            assert deployment.metric("plaudit_version_served", 1 + index) == {("v1",): 1.0}
+
+        after, after_error = await true_approval(deployment, HELD_OUT, "v1")
+        noise = (before_error**2 + after_error**2) ** 0.5
+        assert after - before > 3 * noise, f"{before:.3f} → {after:.3f} ± {noise:.3f}"
+
+
+async def test_killed_programs_come_back_and_nothing_is_lost(tmp_path: Path, tiny_model: Path) -> None:
+    # SQLite here: the embedded broker keeps its log in memory, and is not one of those that are killed.
+    options = [option for option in OPTIONS if option != "--kafka"]
+    async with running(tmp_path, *options, f"--model={tiny_model}") as deployment:
+        client = deployment.clients[0]
+        first = await run(client, BRIEF, TRAIN, Simulation(conversations=150, max_tokens=24, temperature=1.0))
+        async with asyncio.timeout(60):
+            while deployment.metric("plaudit_learner_stage").get(("improving",)) != 1.0:
+                await asyncio.sleep(0.05)
+        deployment.process("plaudit_learner.app").kill()  # in the middle of its round
+        policies = await until_round(client, 1, 300)
+        assert [policy.version for policy in policies.policies] == ["v0", "v1"], "the round was done once"
+
+        deployment.process("plaudit_server.app").kill()
+        async with asyncio.timeout(60):
+            while await serves(client):
+                await asyncio.sleep(0.05)
+            while not await serves(client):
+                await asyncio.sleep(0.1)
+        again = await client.list_policies()
+        assert again.serving_version == policies.serving_version, "it finds the current version by itself"
+        (tally,) = first.versions.values()
+        await until_metric(deployment, "plaudit_votes", {("v0", "up"): tally.up, ("v0", "down"): tally.down})
+
+    # Stopped as a whole and started again: it continues.
+    async with running(tmp_path, *options, f"--model={tiny_model}") as deployment:
+        client = deployment.clients[0]
+        assert (await client.list_policies()).serving_version == policies.serving_version
+        reply = client.chat("hello", max_tokens=4)
+        await reply.read()
+        await reply.thumbs_up()
+        expected: dict[tuple[str, ...], float] = {("v0", "up"): tally.up, ("v0", "down"): tally.down}
+        expected |= {(reply.policy_version, "up"): 1.0, (reply.policy_version, "down"): 0.0}
+        await until_metric(deployment, "plaudit_votes", expected)
+    assert deployment.up.returncode == 0, "SIGTERM ends all of it cleanly"

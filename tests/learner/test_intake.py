@@ -1,0 +1,128 @@
+"""Intake: each record once, with the position after it; poison aside; a log that forgot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from plaudit.events import DEAD_LETTERS, FEEDBACK, INTERACTIONS, POLICIES, EventLog, Record, from_beginning, open_log
+from plaudit.v1.events_pb2 import DeadLetter, Feedback, Interaction, PolicyEvent
+from plaudit.v1.policy_pb2 import PolicyState
+from plaudit_learner.experience import Experience
+from plaudit_learner.intake import Intake
+from tests.learner.test_experience import UP, feedback, interaction
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[EventLog]:
+    with open_log(f"sqlite:{tmp_path / 'events.sqlite'}") as log:
+        yield log
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Experience]:
+    store = Experience(tmp_path / "experience.sqlite")
+    yield store
+    store.close()
+
+
+def say(log: EventLog, *messages: Interaction | Feedback) -> None:
+    log.append(
+        [
+            Record(
+                INTERACTIONS if isinstance(message, Interaction) else FEEDBACK,
+                message.response_id,
+                message.SerializeToString(),
+            )
+            for message in messages
+        ]
+    )
+
+
+def test_takes_in_what_is_there_and_goes_on_from_there(log: EventLog, store: Experience) -> None:
+    say(log, feedback("r1", key="k", time=1, thumb=UP), interaction("r1"))
+    intake = Intake(log, store)
+    intake.start()
+    assert intake.drain(0) == 2
+    assert intake.drain(0) == 0
+    assert store.count_votes("quality") == 1
+    say(log, interaction("r2"))
+    again = Intake(log, store)  # as after a restart
+    again.start()
+    assert again.drain(0) == 1
+    assert again.lag() == 0
+
+
+def test_a_batch_and_its_position_are_kept_together_or_not_at_all(
+    log: EventLog, store: Experience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(log, interaction("r1"), interaction("r2"))
+    intake = Intake(log, store)
+    intake.start()
+    with monkeypatch.context() as killed:
+        killed.setattr(store, "set_positions", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            intake.drain(0)
+    assert store.prompts(10) == {}
+    again = Intake(log, store)
+    again.start()
+    assert again.drain(0) == 2
+    assert len(store.prompts(10)) == 1
+
+
+def test_poison_goes_to_dead_letters_and_the_rest_goes_on(log: EventLog, store: Experience) -> None:
+    uneven = interaction("r1")
+    uneven.behaviour_logprobs.append(-1.0)
+    newer = interaction("r2")
+    newer.schema_version = 2
+    empty = feedback("r3", key="k", time=1)
+    log.append(
+        [
+            Record(INTERACTIONS, "r0", b"\xff garbage"),
+            Record(INTERACTIONS, "r1", uneven.SerializeToString()),
+            Record(INTERACTIONS, "r2", newer.SerializeToString()),
+            Record(FEEDBACK, "r3", empty.SerializeToString()),
+            Record(FEEDBACK, "r4", b"\xff"),
+        ]
+    )
+    say(log, interaction("r5"))
+    intake = Intake(log, store)
+    intake.start()
+    assert intake.drain(0) == 6
+    assert len(store.prompts(10)) == 1, "what is right is taken in"
+    letters = [DeadLetter.FromString(entry.value) for entry in log.read(from_beginning(log, DEAD_LETTERS))]
+    assert {letter.key: letter.value for letter in letters}["r0"] == b"\xff garbage"
+    reasons = {letter.key: letter.reason for letter in letters}
+    assert "not an Interaction" in reasons["r0"]
+    assert reasons["r1"] == "2 reply_token_ids, but 3 behaviour_logprobs"
+    assert reasons["r2"] == "schema_version is 2; this learner knows 1"
+    assert reasons["r3"] == "verdict is missing"
+    assert "not a Feedback" in reasons["r4"]
+    assert all(letter.topic in (INTERACTIONS, FEEDBACK) for letter in letters)
+    assert intake.drain(0) == 0
+
+
+def test_a_new_log_is_read_from_its_beginning_and_told_the_versions(
+    tmp_path: Path, log: EventLog, store: Experience
+) -> None:
+    say(log, interaction("r1"))
+    for version in ("v1", "v2"):
+        event = PolicyEvent(schema_version=1, version=version, state=PolicyState.POLICY_STATE_STABLE)
+        log.append([Record(POLICIES, version, event.SerializeToString())])
+    intake = Intake(log, store)
+    intake.start()
+    intake.drain(0)
+    assert intake.releases.stable == "v2"
+    with open_log(f"sqlite:{tmp_path / 'new.sqlite'}") as new:
+        say(new, interaction("r2", prompt=(7,)))
+        after = Intake(new, store)
+        after.start()
+        assert after.releases.stable == "v2"
+        assert after.drain(0) == 1
+        told = [PolicyEvent.FromString(entry.value).version for entry in new.read(from_beginning(new, POLICIES))]
+        assert told == ["v1", "v2"]
+        Intake(new, store).start()
+        assert len(new.read(from_beginning(new, POLICIES))) == 2, "told once"
+    assert len(store.prompts(10)) == 2
