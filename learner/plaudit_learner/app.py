@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from threading import Event
 
 from plaudit import base_model
 from plaudit.lifecycle import log_to_stderr, on_stop
@@ -20,6 +19,13 @@ log = logging.getLogger(__name__)
 PROGRAM = "plaudit-learner"
 
 
+class Stopped(BaseException):
+    """Raised where the main thread stands when asked to stop.
+
+    Nothing needs to be finished first: whatever the learner does, it can be killed at any instant (invariant 9).
+    """
+
+
 class Occupied(Exception):
     """Another learner has this state directory."""
 
@@ -28,21 +34,28 @@ def main() -> int:
     """The command; returns its exit status."""
     settings = parse(LearnerSettings, PROGRAM)
     log_to_stderr(PROGRAM)
-    stop = Event()
-    on_stop(stop.set, exit_with_parent=settings.exit_with_parent)
-    from plaudit.artifacts import ArtifactError
-    from plaudit.events import EventLogUnavailable
-
     try:
-        run(settings, stop)
+        on_stop(_stop, exit_with_parent=settings.exit_with_parent)
+        from plaudit.artifacts import ArtifactError
+        from plaudit.events import EventLogUnavailable
+    except Stopped:
+        return 0
+    try:
+        run(settings)
+    except Stopped:
+        log.info("stopped")
     except (ArtifactError, EventLogUnavailable, Occupied, base_model.ModelNotFound, OSError, ValueError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def run(settings: LearnerSettings, stop: Event) -> None:
-    """Learn until `stop` is set. Raises what main() lists when it cannot start."""
+def _stop() -> None:
+    raise Stopped
+
+
+def run(settings: LearnerSettings) -> None:
+    """Learn until something is raised. Raises what main() lists when it cannot start."""
     from prometheus_client import CollectorRegistry, start_http_server
 
     from plaudit.events import open_log
@@ -69,11 +82,9 @@ def run(settings: LearnerSettings, stop: Event) -> None:
             event_log=event_log,
             store=store,
             metrics=metrics,
-            stop=stop,
         )
         log.info("learning from %s", settings.event_log)
         learner.run()
-        log.info("stopped")
 
 
 @contextmanager

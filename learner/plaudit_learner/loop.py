@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from threading import Event
 
 from plaudit.artifacts import ArtifactError, PolicyStore
 from plaudit.events import EventLog, EventLogUnavailable
@@ -48,7 +47,6 @@ class Learner:
         event_log: EventLog,
         store: Experience,
         metrics: LearnerMetrics,
-        stop: Event,
     ) -> None:
         self._settings = settings
         self._model = model
@@ -58,24 +56,23 @@ class Learner:
         self._policies = PolicyStore(settings.policy_store)
         self._publisher = Publisher(self._policies, event_log, base_model_sha256)
         self._metrics = metrics
-        self._stop = stop
         self._features: FeatureCache = {}
         self._in_vain = 0  # votes at which the last attempt found nothing to learn
 
     def run(self) -> None:
-        """Until asked to stop."""
-        while not self._stop.is_set():
+        """Until killed, or stopped by an exception from a signal handler."""
+        while True:
             try:
                 self._intake = Intake(self._log, self._store)
                 self._intake.start()
                 self._metrics.tally(self._store.tallies(self._settings.aspect))
-                while not self._stop.is_set():
+                while True:
                     self._take_in()
                     if self._due():
                         self._round()
             except (EventLogUnavailable, ArtifactError) as error:
                 log.warning("%s; trying again", error)
-                self._stop.wait(_RETRY_SECONDS)
+                time.sleep(_RETRY_SECONDS)
 
     def _take_in(self) -> None:
         self._metrics.stage.state("waiting")
@@ -123,10 +120,7 @@ class Learner:
             how,
             seed=seed,
             progress=self._progress,
-            should_stop=self._stop.is_set,
         )
-        if self._stop.is_set():
-            return  # begun again, from the same votes or more, when the learner comes back
 
         self._metrics.stage.state("gating")
         verdict = self._gate(policy, reward_model, parent, held_out, how, seed)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 
 def on_stop(stop: Callable[[], object], *, exit_with_parent: bool) -> None:
-    """Call `stop` (from any thread or signal handler) on the first request to stop; a second signal exits at once.
+    """Call `stop`, in the main thread's signal handler, on the first request to stop; a second signal exits at once.
 
     With `exit_with_parent`, the end of standard input is such a request: the supervisor holds the other end of the pipe
     and never writes, so the pipe ends when the supervisor does, however it dies.
@@ -33,8 +33,7 @@ def on_stop(stop: Callable[[], object], *, exit_with_parent: bool) -> None:
             while os.read(sys.stdin.fileno(), 1024):
                 pass
             if not asked.is_set():
-                asked.set()
-                stop()
+                os.kill(os.getpid(), signal.SIGTERM)
 
         threading.Thread(target=wait_for_end, name="lifeline", daemon=True).start()
 

