@@ -33,7 +33,7 @@ class Deployment:
 
     def metric(self, name: str, program: int = 0, **labels: str) -> dict[tuple[str, ...], float]:
         """The samples of a metric by the values of their labels; program 0 is the learner, 1 the first server, …"""
-        with urlopen(f"http://127.0.0.1:{self.metrics_port + program}/metrics") as answer:
+        with urlopen(f"http://127.0.0.1:{self.metrics_port + program}/metrics", timeout=10) as answer:
             families = text_string_to_metric_families(answer.read().decode())
         return {
             tuple(sample.labels.values()): sample.value

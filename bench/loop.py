@@ -115,7 +115,7 @@ async def measure(arguments: argparse.Namespace, data: Path) -> int:
                 temperature=size.temperature,
             )
             summary = await run(client, persona, train, simulation)
-            rows[-1].votes = summary.versions[rows[-1].version]
+            rows[-1].add(summary.versions)
             print(rows[-1].text(), flush=True)
             policies = await until_round(client, number, size.seconds_per_round)
             newest = policies.policies[-1]
@@ -137,6 +137,11 @@ class Row:
     votes: Tally
     kl: float
     minutes: float
+
+    def add(self, votes: dict[str, Tally]) -> None:
+        """Count the votes on this version; it may answer for several rounds."""
+        more = votes.get(self.version, Tally())
+        self.votes = Tally(self.votes.up + more.up, self.votes.down + more.down, self.votes.liked + more.liked)
 
     def text(self) -> str:
         """The row of the table."""

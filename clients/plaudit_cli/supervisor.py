@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -34,8 +35,8 @@ class Program:
     """On top of this process's own."""
     nice: int = 0
     """Added niceness: the learner gives way to the servers."""
-    grace: float = 40.0
-    """Seconds between SIGTERM and SIGKILL."""
+    grace: float = 90.0
+    """Seconds between SIGTERM and SIGKILL; longer than a server drains, by default, and its engine takes to stop."""
 
 
 class Supervisor:
@@ -45,60 +46,50 @@ class Supervisor:
         self._logs = logs
         self._on_line = on_line
         self._on_event = on_event
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._processes: dict[str, asyncio.subprocess.Process] = {}
-        self._graces: dict[str, float] = {}
+        self._running: dict[str, _Running] = {}
         logs.mkdir(parents=True, exist_ok=True)
 
     def start(self, program: Program) -> None:
         """Start it, and start it again whenever it ends, until `stop`."""
-        self._graces[program.name] = program.grace
-        self._tasks[program.name] = asyncio.create_task(self._keep_running(program), name=program.name)
+        running = self._running[program.name] = _Running(program)
+        running.task = asyncio.create_task(self._keep_running(running), name=program.name)
 
-    def pid(self, name: str) -> int | None:
-        """The process id of a program that runs now."""
-        process = self._processes.get(name)
-        return process.pid if process is not None and process.returncode is None else None
+    async def stop(self, names: Sequence[str]) -> None:
+        """Stop these programs at the same time and wait until they are gone; one that was never started is fine."""
+        await asyncio.gather(*(self._stop(running) for name in names if (running := self._running.pop(name, None))))
 
-    async def stop(self, names: Sequence[str] | None = None) -> None:
-        """Stop these programs at the same time (default: all) and wait until they are gone."""
-        await asyncio.gather(*(self._stop(name) for name in names or list(self._tasks)))
+    async def _stop(self, running: _Running) -> None:
+        """Their output is read to its end: what a program says while it stops is in its log too."""
+        running.stopping.set()
+        assert running.task is not None
+        running.signal(signal.SIGTERM)
+        done, _ = await asyncio.wait({running.task}, timeout=running.program.grace)
+        if not done:
+            self._on_event(f"{running.program.name} does not stop; killed")
+            running.signal(signal.SIGKILL)
+        await running.task
 
-    async def _stop(self, name: str) -> None:
-        task = self._tasks.pop(name)
-        process = self._processes.pop(name, None)
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-        if process is None or process.returncode is not None:
-            return
-        with suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), self._graces[name])
-        except TimeoutError:
-            self._on_event(f"{name} does not stop; killed")
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-
-    async def _keep_running(self, program: Program) -> None:
-        pause = _FIRST_PAUSE
-        while True:
+    async def _keep_running(self, running: _Running) -> None:
+        program, pause = running.program, _FIRST_PAUSE
+        while not running.stopping.is_set():
             began = time.monotonic()
-            status = await self._run(program)
+            status = await self._run(running)
+            if running.stopping.is_set():
+                return
             if time.monotonic() - began > _HEALTHY_SECONDS:
                 pause = _FIRST_PAUSE
             self._on_event(
                 f"{program.name} ended with status {status}; starting it again in {pause:g} s "
                 f"(see {self._logs / program.name}.log)"
             )
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(running.stopping.wait(), pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def _run(self, program: Program) -> int:
+    async def _run(self, running: _Running) -> int:
+        program = running.program
         command = ["nice", "-n", str(program.nice), *program.command] if program.nice else list(program.command)
-        process = await asyncio.create_subprocess_exec(
+        process = running.process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -106,15 +97,35 @@ class Supervisor:
             env={**os.environ, **program.environment},
             start_new_session=True,  # Ctrl-C in the terminal is ours: we stop the programs in order
         )
-        self._processes[program.name] = process
+        if running.stopping.is_set():
+            running.signal(signal.SIGTERM)
         assert process.stdout is not None
         with (self._logs / f"{program.name}.log").open("ab") as log:
-            # A cancelled task stops reading here; the process is then stopped by `_stop`.
             while line := await _line(process.stdout):
                 log.write(line)
                 log.flush()
                 self._on_line(program.name, line.decode(errors="replace").rstrip())
         return await process.wait()
+
+
+class _Running:
+    """A program, and the process that runs it now."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.stopping = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+        self.process: asyncio.subprocess.Process | None = None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal the process, if it runs; SIGKILL goes to its children too (it leads a session of its own)."""
+        if self.process is None or self.process.returncode is not None:
+            return
+        with suppress(ProcessLookupError):
+            if number == signal.SIGKILL:
+                os.killpg(self.process.pid, number)
+            else:
+                self.process.send_signal(number)
 
 
 async def _line(stream: asyncio.StreamReader) -> bytes:

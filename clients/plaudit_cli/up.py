@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import re
 import secrets
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from plaudit.broker import free_port
+from plaudit.lifecycle import Occupied, only_one
+from plaudit_cli.common import fail
 from plaudit_cli.main import EMBEDDED_BROKER
 from plaudit_cli.supervisor import Program, Supervisor
 from plaudit_client import AsyncClient, PlauditError
@@ -52,22 +53,26 @@ def up(
     if engine not in ("auto", "vllm", "torch"):
         raise typer.BadParameter(f"{engine!r} is no engine; give auto, vllm or torch", param_hint="--engine")
     ports = [port + index for index in range(servers)] + [metrics_port + index for index in range(servers + 1)]
+    if len(set(ports)) < len(ports):
+        raise typer.BadParameter("the ports of servers and of metrics overlap", param_hint="--metrics-port")
     for taken in filter(_is_taken, ports):
         raise typer.BadParameter(f"port {taken} is taken on {_HOST}; choose others", param_hint="--port")
     data = data.resolve()
-    data.mkdir(parents=True, exist_ok=True)
-    with _only_one(data):
-        home = Home(
-            data,
-            port=port,
-            metrics_port=metrics_port,
-            servers=servers,
-            engine=engine,
-            model=model,
-            server_options=server_option or [],
-            learner_options=learner_option or [],
-        )
-        asyncio.run(home.run(kafka))
+    home = Home(
+        data,
+        port=port,
+        metrics_port=metrics_port,
+        servers=servers,
+        engine=engine,
+        model=model,
+        server_options=server_option or [],
+        learner_options=learner_option or [],
+    )
+    try:
+        with only_one(data):
+            asyncio.run(home.run(kafka))
+    except (Occupied, OSError) as error:
+        fail(str(error))
 
 
 class Home:
@@ -107,12 +112,12 @@ class Home:
         failed = work.done()
         work.cancel()
         console.print("stopping …")
-        names = [*self._server_names(), "learner"]
-        await self._supervisor.stop([name for name in names if self._supervisor.pid(name) is not None])
-        await self._supervisor.stop()  # the broker last: what the servers still had to say is in it
-        console.print("stopped; `plaudit up` continues from here")
+        await asyncio.gather(work, return_exceptions=True)
+        await self._supervisor.stop([*self._server_names(), "learner"])
+        await self._supervisor.stop(["broker"])  # last: what the servers still had to say goes into it
         if failed:
             work.result()
+        console.print("stopped; `plaudit up` continues from here")
 
     async def _work(self, kafka: str | None) -> None:
         await self._prepare_model()
@@ -155,9 +160,19 @@ class Home:
         """Convert the packaged model, once, before the programs would both begin to."""
         with console.status(f"preparing the model {self._model} (the first time: about half a minute) …"):
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "plaudit.base_model", self._model, stdout=asyncio.subprocess.PIPE
+                sys.executable,
+                "-m",
+                "plaudit.base_model",
+                self._model,
+                stdout=asyncio.subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C in the terminal is ours
             )
-            output, _ = await process.communicate()
+            try:
+                output, _ = await process.communicate()
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
         if process.returncode != 0:
             raise typer.Exit(1)
         console.print(f"model    {output.decode().strip()}")
@@ -166,7 +181,7 @@ class Home:
         if kafka is None:
             return f"sqlite:{self._data / 'events.sqlite'}"
         if kafka == EMBEDDED_BROKER:
-            port = _free_port()
+            port = free_port()
             command = [sys.executable, "-m", "plaudit.broker", f"--port={port}", "--exit-with-parent"]
             self._supervisor.start(Program("broker", command))
             kafka = f"{_HOST}:{port}"
@@ -228,18 +243,6 @@ class Home:
             console.print(match[2], style=style, markup=False)
 
 
-@contextmanager
-def _only_one(data: Path) -> Iterator[None]:
-    """Hold the data directory. Raises typer.Exit if another `plaudit up` does."""
-    with (data / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            typer.echo(f"plaudit up already runs in {data}; stop it, or give another --data", err=True)
-            raise typer.Exit(1) from None
-        yield
-
-
 def _is_taken(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -248,10 +251,3 @@ def _is_taken(port: int) -> bool:
         except OSError:
             return True
     return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 
 from plaudit import base_model
-from plaudit.lifecycle import log_to_stderr, on_stop
+from plaudit.lifecycle import Occupied, log_to_stderr, on_stop, only_one
 from plaudit.settings import parse
 from plaudit_learner.config import LearnerSettings
 
@@ -24,10 +21,6 @@ class Stopped(BaseException):
 
     Nothing needs to be finished first: whatever the learner does, it can be killed at any instant (invariant 9).
     """
-
-
-class Occupied(Exception):
-    """Another learner has this state directory."""
 
 
 def main() -> int:
@@ -65,7 +58,7 @@ def run(settings: LearnerSettings) -> None:
 
     metrics = LearnerMetrics(CollectorRegistry())
     with ExitStack() as down:
-        down.enter_context(_only_one(settings.state_dir))
+        down.enter_context(only_one(settings.state_dir))
         if settings.metrics_port:
             http, thread = start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
             down.callback(thread.join)
@@ -85,18 +78,6 @@ def run(settings: LearnerSettings) -> None:
         )
         log.info("learning from %s", settings.event_log)
         learner.run()
-
-
-@contextmanager
-def _only_one(state_dir: Path) -> Iterator[None]:
-    """Hold the state directory. Raises Occupied if another learner does: two would publish over each other."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    with (state_dir / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Occupied(f"another learner runs in {state_dir}; only one may") from None
-        yield
 
 
 if __name__ == "__main__":

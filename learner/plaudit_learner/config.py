@@ -33,13 +33,15 @@ class LearnerSettings(Settings):
     """Replies that are learnt from, the most recent ones."""
     max_new_tokens: int = Field(default=64, ge=4)
     """Length limit of fresh rollouts; the requests' own usual limit where that is lower. In tokens."""
-    iterations: int = Field(default=8, ge=1)
-    """PPO updates in a round, each on fresh rollouts."""
+    max_prompt_tokens: int = Field(default=256, ge=1)
+    """Longer prompts (with the chat template and what was said before) are not used for rollouts. In tokens."""
+    iterations: int = Field(default=5, ge=1)
+    """PPO updates in a round, each on fresh rollouts. Few: the reward model knows replies like those voted on."""
     prompts_per_iteration: int = Field(default=24, ge=2)
     """Distinct prompts in an update, with 4 replies each."""
-    kl_budget: float = Field(default=1.5, gt=0)
+    kl_budget: float = Field(default=3.0, gt=0)
     """How far the policy may go from the base model: KL per reply, in nats, that the KL coefficient aims at."""
-    learning_rate: float = Field(default=6e-4, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     """Of PPO's optimiser (AdamW)."""
     lora_layers: int = Field(default=12, ge=1)
     """Layers that carry LoRA, counted from the top."""

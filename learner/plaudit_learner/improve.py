@@ -10,6 +10,7 @@ The policy's adapter changes in place. If the KL to the reference passes its bou
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -42,12 +43,14 @@ class ImproveSettings:
     """Of Adam, at the start; falls to `final_learning_rate_share` of it in a straight line."""
     final_learning_rate_share: float = 0.1
     """The learning rate of the last step, as a share of the first."""
+    warmup_steps: int = 4
+    """Steps over which the learning rate rises: Adam's first ones go full length in every direction, noise included."""
     max_gradient_norm: float = 1.0
     """Longer gradients are shortened to this."""
     kl_budget: float = 1.5
     """Nats a reply, to the reference: the coefficient of the KL is set so that the optimum spends this much."""
-    kl_stop: float = 3.0
-    """Nats a reply: past this an iteration is undone and the improvement ends."""
+    kl_stop: float = 2.5
+    """Nats a reply: past this an iteration is undone and the improvement ends. Keep it below the gate's bound."""
     clip: float = 0.2
     """The ratio's clip (Schulman et al. 2017, eq. 7)."""
     temperature: float = 0.7
@@ -109,8 +112,8 @@ class ImproveResult:
     """Why it ended early, in words; None if it ran to its end."""
 
 
-class _StopRequestedError(Exception):
-    pass
+class NothingToImproveError(ValueError):
+    """There is nothing to learn on, or nothing to learn towards."""
 
 
 def improve(
@@ -121,18 +124,17 @@ def improve(
     *,
     seed: int,
     progress: Callable[[IterationMetrics], None] = lambda metrics: None,
-    should_stop: Callable[[], bool] = lambda: False,
 ) -> ImproveResult:
     """Improve `policy` in place on fresh replies to `prompts`, which may repeat over iterations.
 
-    should_stop is asked between minibatches; once it says yes this returns within one minibatch.
-    Raises ValueError if there are no prompts, or none short enough.
+    Raises NothingToImproveError if no prompt is short enough, or if all replies to a prompt are scored alike.
     """
     s = settings
     prompts = [prompt for prompt in prompts if len(prompt) <= s.max_prompt_tokens]
     if not prompts:
-        raise ValueError(f"there are no prompts of at most {s.max_prompt_tokens} tokens to improve on")
+        raise NothingToImproveError(f"there are no prompts of at most {s.max_prompt_tokens} tokens to improve on")
     optimizer = torch.optim.Adam(policy.parameters(), lr=s.learning_rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_share(step, s))
     queue = _cycle(prompts, seed)
     done: list[IterationMetrics] = []
     stopped: str | None = None
@@ -144,31 +146,20 @@ def improve(
     rewards_BK = _rewards(reward_model, rollouts, encodings, s)
     reference_reward, s_within = float(rewards_BK.mean()), within_prompt_sd(rewards_BK)
     if s_within < 1e-6:
-        raise ValueError("the reward model scores all replies to a prompt alike: there is nothing to improve towards")
+        raise NothingToImproveError("the reward model scores all replies to a prompt alike")
     beta = beta_from_budget(s_within, s.kl_budget)
     fresh = policy.is_reference
 
     for i in range(s.iterations):
         before = policy.snapshot()
-        share = i / max(1, s.iterations - 1)
-        for group in optimizer.param_groups:
-            group["lr"] = s.learning_rate * (1 - share * (1 - s.final_learning_rate_share))
-        try:
-            # An untrained policy is the reference: its first rollouts exist already.
-            if not (i == 0 and fresh):
-                rollouts = _sample(policy, _take(queue, s.prompts_per_iteration), s, seed + 1 + i)
-                encodings = encode(policy, [r.item for r in rollouts])
-                rewards_BK = _rewards(reward_model, rollouts, encodings, s)
-            if should_stop():
-                raise _StopRequestedError
-            # Reward and beta in units of s_within: the length of a gradient then does not depend on the reward's scale.
-            advantages_B = leave_one_out(rewards_BK / s_within).flatten()
-            metrics, norms = _update(
-                policy, optimizer, rollouts, encodings, advantages_B, beta / s_within, s, should_stop
-            )
-        except _StopRequestedError:
-            stopped = f"asked to stop in iteration {i + 1}"
-            break
+        # An untrained policy is the reference: its first rollouts exist already.
+        if not (i == 0 and fresh):
+            rollouts = _sample(policy, _take(queue, s.prompts_per_iteration), s, seed + 1 + i)
+            encodings = encode(policy, [r.item for r in rollouts])
+            rewards_BK = _rewards(reward_model, rollouts, encodings, s)
+        # Reward and beta in units of s_within: the length of a gradient then does not depend on the reward's scale.
+        advantages_B = leave_one_out(rewards_BK / s_within).flatten()
+        metrics, norms = _update(policy, optimizer, schedule, rollouts, encodings, advantages_B, beta / s_within, s)
         done.append(_summary(i + 1, rollouts, rewards_BK, metrics, norms))
         progress(done[-1])
         if done[-1].kl > s.kl_stop:
@@ -181,19 +172,17 @@ def improve(
 def _update(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
     rollouts: Sequence[Rollout],
     encodings: Sequence[Encoding],
     advantages_B: Tensor,
     beta: float,
     s: ImproveSettings,
-    should_stop: Callable[[], bool],
 ) -> tuple[list[PPOMetrics], list[float]]:
     """One pass over the rollouts, in minibatches of whole prompts."""
     metrics, norms = [], []
     size = s.minibatch_prompts * s.samples_per_prompt
     for start in range(0, len(rollouts), size):
-        if should_stop():
-            raise _StopRequestedError
         minibatch = range(start, min(start + size, len(rollouts)))
         optimizer.zero_grad()
         for rows in batches([rollouts[row].item for row in minibatch], MICROBATCH):
@@ -205,6 +194,7 @@ def _update(
             metrics.append(part)
         norms.append(float(torch.nn.utils.clip_grad_norm_(policy.parameters(), s.max_gradient_norm)))
         optimizer.step()
+        schedule.step()
     return metrics, norms
 
 
@@ -235,6 +225,13 @@ def _loss(
         temperature=s.temperature,
         clip=s.clip,
     )
+
+
+def _learning_rate_share(step: int, s: ImproveSettings) -> float:
+    """Up over the warm-up, and down in a straight line over all steps."""
+    steps = s.iterations * math.ceil(s.prompts_per_iteration / s.minibatch_prompts)
+    down = 1 - (1 - s.final_learning_rate_share) * step / max(1, steps - 1)
+    return min((step + 1) / (s.warmup_steps + 1), down)
 
 
 def _sample(policy: Policy, prompts: Sequence[tuple[int, ...]], s: ImproveSettings, seed: int) -> list[Rollout]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -10,11 +11,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from plaudit.events import DEAD_LETTERS, FEEDBACK, INTERACTIONS, POLICIES, Entry, EventLog, Record, from_beginning
 from plaudit.releases import Releases
 from plaudit.v1.events_pb2 import DeadLetter, Feedback, Interaction, PolicyEvent
+from plaudit.v1.feedback_pb2 import Thumb
 from plaudit_learner.experience import Experience
 
 log = logging.getLogger(__name__)
 
 _BATCH = 1000
+_MOST_OF_A_LETTER = 1 << 20
 
 
 class Poison(Exception):
@@ -88,10 +91,10 @@ class Intake:
                 self._policies[entry.topic, entry.partition] = entry.offset + 1
                 try:
                     event = PolicyEvent.FromString(entry.value)
-                except DecodeError:
-                    log.error("policy event at offset %d is not one; passed over", entry.offset)
+                    self.releases.apply(event, entry.offset)
+                except (DecodeError, ValueError) as error:
+                    log.error("policy event at offset %d passed over: %s", entry.offset, error)
                     continue
-                self.releases.apply(event, entry.offset)
                 self._store.keep_policy(event, entry.offset)
 
 
@@ -110,6 +113,8 @@ def _interaction(value: bytes) -> Interaction:
         raise Poison(
             f"{len(record.reply_token_ids)} reply_token_ids, but {len(record.behaviour_logprobs)} behaviour_logprobs"
         )
+    if not all(math.isfinite(logprob) for logprob in record.behaviour_logprobs):
+        raise Poison("a behaviour log-probability is not finite")
     return record
 
 
@@ -124,6 +129,8 @@ def _feedback(value: bytes) -> Feedback:
         raise Poison("response_id, feedback_id or aspect is missing")
     if record.WhichOneof("verdict") is None:
         raise Poison("verdict is missing")
+    if record.HasField("thumb") and record.thumb not in (Thumb.THUMB_UP, Thumb.THUMB_DOWN):
+        raise Poison(f"thumb is {record.thumb}, neither up nor down")
     return record
 
 
@@ -137,7 +144,7 @@ def _dead_letter(entry: Entry, reason: str) -> Record:
         partition=entry.partition,
         offset=entry.offset,
         key=entry.key,
-        value=entry.value,
+        value=entry.value[:_MOST_OF_A_LETTER],  # with what surrounds it, it must still fit into a record
         reason=reason,
         time=now,
     )

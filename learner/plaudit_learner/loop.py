@@ -18,7 +18,7 @@ from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_learner.config import LearnerSettings
 from plaudit_learner.experience import Experience
 from plaudit_learner.gate import Evaluated, GateSettings, Verdict, evaluate, judge
-from plaudit_learner.improve import ImproveSettings, IterationMetrics, improve
+from plaudit_learner.improve import ImproveSettings, IterationMetrics, NothingToImproveError, improve
 from plaudit_learner.intake import Intake
 from plaudit_learner.metrics import LearnerMetrics
 from plaudit_learner.policy import AdapterConfig, Policy
@@ -106,21 +106,13 @@ class Learner:
         try:
             reward_model = self._fit(policy)
             train, held_out = self._prompts()
-        except NotEnoughVotesError as error:
+            self._metrics.stage.state("improving")
+            how = self._how()
+            result = improve(policy, reward_model, train, how, seed=seed, progress=self._progress)
+        except (NotEnoughVotesError, NothingToImproveError) as error:
             log.info("round %d waits for more votes: %s", number, error)
             self._in_vain = count
             return
-
-        self._metrics.stage.state("improving")
-        how = self._how()
-        result = improve(
-            policy,
-            reward_model,
-            train,
-            how,
-            seed=seed,
-            progress=self._progress,
-        )
 
         self._metrics.stage.state("gating")
         verdict = self._gate(policy, reward_model, parent, held_out, how, seed)
@@ -189,7 +181,8 @@ class Learner:
         train: list[tuple[int, ...]] = []
         held_out: list[tuple[int, ...]] = []
         for key, prompt in self._store.prompts(self._settings.window).items():
-            (held_out if int(key[:8], 16) < _HELD_OUT * 16**8 else train).append(prompt)
+            if len(prompt) <= self._settings.max_prompt_tokens:
+                (held_out if int(key[:8], 16) < _HELD_OUT * 16**8 else train).append(prompt)
         if len(held_out) < 2 or not train:
             raise NotEnoughVotesError(f"{len(train) + len(held_out)} different prompts are too few to hold some out")
         return train, held_out[:_GATE_PROMPTS]
@@ -202,8 +195,9 @@ class Learner:
             prompts_per_iteration=settings.prompts_per_iteration,
             learning_rate=settings.learning_rate,
             kl_budget=settings.kl_budget,
-            kl_stop=2 * settings.kl_budget,
+            kl_stop=1.25 * settings.kl_budget,
             temperature=temperature,
+            max_prompt_tokens=settings.max_prompt_tokens,
             max_new_tokens=min(max_tokens, settings.max_new_tokens),
         )
 
@@ -247,7 +241,7 @@ class Learner:
             base = measured(policy)
         before = base if parent == BASE else measured(self._load(parent, seed))
         verdict = judge(
-            candidate, before, base, eos_ids=policy.eos_ids, settings=GateSettings(max_kl=2 * how.kl_budget)
+            candidate, before, base, eos_ids=policy.eos_ids, settings=GateSettings(max_kl=1.5 * how.kl_budget)
         )
         log.info("gate: %s", {name: round(value, 3) for name, value in verdict.metrics.items()})
         return verdict

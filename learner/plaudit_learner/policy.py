@@ -144,6 +144,7 @@ class Policy:
             lora.base_model_name_or_path, lora.inference_mode = saved, False
         weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
         save_file({k: v.detach().contiguous() for k, v in weights.items()}, directory / ADAPTER_WEIGHTS)
+        (directory / ADAPTER_WEIGHTS).chmod(0o644)  # safetensors makes it private; servers run as other users
 
     def parameters(self) -> list[nn.Parameter]:
         """The weights that learn: those of the adapter."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from plaudit.artifacts import PolicyStore
 from plaudit.events import POLICIES, EventLog, Record
-from plaudit.releases import Releases
+from plaudit.releases import Releases, number
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_learner.gate import Verdict
@@ -57,7 +57,7 @@ class Publisher:
                 metrics=dict(metrics),
                 created_by="plaudit-learner",
             )
-        self._announce(event, PolicyState.POLICY_STATE_CANDIDATE, "passed the gate")
+        # One event, so that no kill can leave a version halfway (docs/decisions/0001).
         self._announce(event, PolicyState.POLICY_STATE_STABLE, "passed the gate")
         return event
 
@@ -70,4 +70,4 @@ class Publisher:
     def _next_name(self, releases: Releases) -> str:
         """One more than any name ever used, by an announced version or by a publication that was cut off."""
         used = [*releases.versions(), *self._store.versions()]
-        return f"v{1 + max(int(version[1:]) for version in used)}"
+        return f"v{1 + max(map(number, used))}"

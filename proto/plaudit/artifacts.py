@@ -20,6 +20,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from plaudit.releases import number
+
 MANIFEST = "manifest.json"
 _ALLOWED = frozenset({"adapter_model.safetensors", "adapter_config.json"})
 
@@ -72,7 +74,7 @@ class PolicyStore:
             return []
         except OSError as error:
             raise ArtifactError(f"policy store {self._root}: {error}") from error
-        return sorted((name for name in names if _is_version(name)), key=lambda name: int(name[1:]))
+        return sorted(filter(_is_version, names), key=number)
 
     def publish(
         self,
@@ -144,24 +146,20 @@ class PolicyStore:
         if set(manifest.files) != _ALLOWED:
             raise ArtifactError(f"version {version}: files are {sorted(manifest.files)}, not {sorted(_ALLOWED)}")
         target = into / version
-        if target.exists():
-            try:
-                _verify(version, target, manifest)
-            except ArtifactError:
-                shutil.rmtree(target)  # ours, and spoilt: fetch it again
-            else:
-                return target, manifest
-        into.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=into, prefix=f".{version}-"))
         try:
-            for name in manifest.files:
-                self._filesystem.get_file(self._path(version, name), str(staging / name))
-            _verify(version, staging, manifest)
-            staging.rename(target)
+            if target.exists() and not _is_spoilt(version, target, manifest):
+                return target, manifest
+            shutil.rmtree(target, ignore_errors=True)  # ours, and spoilt: fetch it again
+            into.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=into, prefix=f".{version}-") as temporary:
+                staging = Path(temporary) / version
+                staging.mkdir()
+                for name in manifest.files:
+                    self._filesystem.get_file(self._path(version, name), str(staging / name))
+                _verify(version, staging, manifest)
+                staging.rename(target)
         except OSError as error:
             raise ArtifactError(f"version {version}: cannot be fetched: {error}") from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         return target, manifest
 
     def _path(self, *parts: str) -> str:
@@ -185,7 +183,11 @@ class PolicyStore:
 
 
 def _is_version(name: str) -> bool:
-    return name.startswith("v") and name[1:].isdigit()
+    try:
+        number(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _describe(path: Path) -> FileInfo:
@@ -195,6 +197,14 @@ def _describe(path: Path) -> FileInfo:
         return FileInfo(sha256=digest.hexdigest(), size=path.stat().st_size)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path.name}: is missing") from error
+
+
+def _is_spoilt(version: str, directory: Path, manifest: Manifest) -> bool:
+    try:
+        _verify(version, directory, manifest)
+    except ArtifactError:
+        return True
+    return False
 
 
 def _verify(version: str, directory: Path, manifest: Manifest) -> None:

@@ -1,13 +1,35 @@
-"""When a program is asked to stop: SIGTERM, SIGINT, or its supervisor gone."""
+"""What all programs have in common: one for each directory, stopped when asked, one line a log record."""
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Occupied(Exception):
+    """Another process has this directory."""
+
+
+@contextmanager
+def only_one(directory: Path) -> Iterator[None]:
+    """Hold `directory` (made if it is not there) for this process, until it ends however it ends.
+
+    Raises Occupied if another process holds it, OSError if it cannot be made.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Occupied(f"another process uses {directory}: stop it, or give another directory") from None
+        yield
 
 
 def on_stop(stop: Callable[[], object], *, exit_with_parent: bool) -> None:

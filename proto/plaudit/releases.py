@@ -3,10 +3,10 @@
              gate refuses                       operator or judge
     (made) ───────────────▶ REJECTED        ┌──────────────────────▶ ROLLED_BACK
        │ gate passes                        │                             │
-       ▼                                    │                             │ promoted again by hand
-   CANDIDATE ────▶ CANARY ────▶ STABLE ─────┤                             ▼
-       └───────────────────────▶  ▲         └─ another is promoted ─▶ (RETIRED) ──▶ STABLE
-                                  └──────────────────────────────────────────┘
+       ├────────────────────────▶ STABLE ───┤                             │ promoted again by hand
+       ▼                          ▲  ▲      └─ another is promoted ─▶ (RETIRED) ──▶ STABLE
+   CANDIDATE ────▶ CANARY ────────┘  │
+       └─────────────────────────────┘
 
 One event is one step, so no step is ever half done, and only the last event of a version counts, so compaction loses
 nothing. The stable version is the one whose STABLE event stands last in the log: rolling it back needs no second event,
@@ -16,20 +16,27 @@ model, is stable from before the first event, and cannot be rolled back.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import Policy, PolicyState
 
 BASE = "v0"
+_NAME = re.compile(r"v(0|[1-9][0-9]{0,8})")
+
+
+def number(version: str) -> int:
+    """`v12` → 12. Raises ValueError if it is no name of a version."""
+    match = _NAME.fullmatch(version)
+    if match is None:
+        raise ValueError(f"{version[:32]!r} is no name of a version; they are v0, v1, v2, …")
+    return int(match[1])
+
 
 _STEPS: dict[PolicyState.ValueType | None, set[PolicyState.ValueType]] = {
-    None: {PolicyState.POLICY_STATE_CANDIDATE, PolicyState.POLICY_STATE_REJECTED},
-    PolicyState.POLICY_STATE_CANDIDATE: {
-        PolicyState.POLICY_STATE_CANARY,
-        PolicyState.POLICY_STATE_STABLE,
-        PolicyState.POLICY_STATE_ROLLED_BACK,
-    },
+    None: set(),  # what nobody has announced is not an operator's to promote
+    PolicyState.POLICY_STATE_CANDIDATE: {PolicyState.POLICY_STATE_CANARY, PolicyState.POLICY_STATE_STABLE},
     PolicyState.POLICY_STATE_CANARY: {
         PolicyState.POLICY_STATE_CANARY,
         PolicyState.POLICY_STATE_STABLE,
@@ -48,7 +55,11 @@ class Releases:
     _last: dict[str, tuple[int, PolicyEvent]] = field(default_factory=dict)
 
     def apply(self, event: PolicyEvent, offset: int) -> None:
-        """Take in the next event. The last one of a version wins; a version is whatever its last event says."""
+        """Take in the next event. The last one of a version wins; a version is whatever its last event says.
+
+        Raises ValueError if it names no version; nothing is changed then.
+        """
+        number(event.version)
         self._last[event.version] = (offset, event)
 
     @property
@@ -59,14 +70,14 @@ class Releases:
     @property
     def stable(self) -> str:
         """The version that new requests are to get."""
-        return self._promoted()[-1]
+        return self.promoted()[-1]
 
     @property
     def previous(self) -> str:
         """The version that is stable again if the stable one is rolled back; v0 if there is none before it."""
-        return self._promoted()[-2:][0]
+        return self.promoted()[-2:][0]
 
-    def _promoted(self) -> list[str]:
+    def promoted(self) -> list[str]:
         """Versions whose last event promoted them, in the order of the log; v0 before all of them until it has one."""
         promoted = sorted(
             (offset, version)
@@ -87,7 +98,7 @@ class Releases:
 
     def versions(self) -> list[str]:
         """All versions, v0 included, oldest first."""
-        return sorted({BASE, *self._last}, key=lambda version: int(version[1:]))
+        return sorted({BASE, *self._last}, key=number)
 
     def policy(self, version: str) -> Policy | None:
         """What people are shown of `version`; None if there is no such version."""

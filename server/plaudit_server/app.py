@@ -10,13 +10,13 @@ import asyncio
 import importlib.util
 import logging
 import sys
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plaudit import base_model
-from plaudit.lifecycle import log_to_stderr, on_stop
+from plaudit.lifecycle import Occupied, log_to_stderr, on_stop, only_one
 from plaudit.settings import parse
 from plaudit_server.config import ServerSettings
 
@@ -44,6 +44,7 @@ def main() -> int:
         ArtifactError,
         EngineError,
         EventLogUnavailable,
+        Occupied,
         base_model.ModelNotFound,
         OSError,
         ValueError,
@@ -78,7 +79,6 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
     from plaudit_server.router import Router
     from plaudit_server.rpc import Rpc
 
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
     receipts = Receipts.from_file(settings.receipt_key_file, settings.receipt_lifetime)
     model = base_model.resolve(settings.model, settings.model_cache.expanduser())
     fingerprint = await asyncio.to_thread(base_model.fingerprint, model)
@@ -86,6 +86,7 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
     metrics = ServerMetrics(CollectorRegistry())
 
     async with AsyncExitStack() as down:
+        down.enter_context(only_one(settings.state_dir))
         if settings.metrics_port:
             http, thread = start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
             down.callback(thread.join)
@@ -124,20 +125,21 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
             metrics=metrics,
         )
         try:
-            await _first(asyncio.create_task(follower.caught_up.wait()), following, writing, watching)
-            address = await rpc.start()
-            log.info("serving %s at %s", router.serving.name, address)
-            if started is not None:
-                started.set_result(address)
-            await _first(asyncio.create_task(stop.wait(), name="stop"), following, writing, watching)
+            stopping = asyncio.create_task(stop.wait(), name="stop")
+            await _first(asyncio.create_task(follower.caught_up.wait()), stopping, following, writing, watching)
+            if not stop.is_set():
+                address = await rpc.start()
+                log.info("serving %s at %s", router.serving.name, address)
+                if started is not None:
+                    started.set_result(address)
+                await _first(stopping, following, writing, watching)
             log.info("draining: %d streams running", rpc.running)
         finally:
             await rpc.stop(settings.drain_seconds)
-            outbox.close()
             for task in (following, watching):
                 task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+            await asyncio.gather(following, watching, return_exceptions=True)
+            outbox.close()
             await writing
         log.info("stopped")
 
@@ -172,11 +174,9 @@ async def _watch(engine: Engine) -> None:
     raise EngineError("the engine has died")
 
 
-async def _first(wanted: asyncio.Task[object], *others: asyncio.Task[None]) -> None:
-    """Wait for `wanted`; a failure of any other task is raised instead."""
-    done, _ = await asyncio.wait({wanted, *others}, return_when=asyncio.FIRST_COMPLETED)
-    if wanted not in done:
-        wanted.cancel()
+async def _first(*tasks: asyncio.Task[Any]) -> None:
+    """Wait for the first of them to end; raises what it failed with."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
         task.result()
 

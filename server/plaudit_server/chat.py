@@ -75,15 +75,17 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         check_messages(request.messages)
         check_identifier("user_id", request.user_id, 256)
         check_identifier("conversation_id", request.conversation_id, 256)
+        check_identifier("policy_version", request.policy_version, 32)
         sampling = check_sampling(request, self._settings)
-        prompt = self._template.encode(request.messages)
-        room = self._settings.max_context - sampling.max_tokens
-        if len(prompt) > room:
-            raise invalid(
-                "messages", f"have {len(prompt)} tokens; with max_tokens = {sampling.max_tokens} the most is {room}"
-            )
         user = self._receipts.pseudonym(request.user_id)
         with self._admission(), self._router.pin(request.policy_version) as version:
+            # In a thread: a long conversation takes long, and all other streams would stand still.
+            prompt = await asyncio.to_thread(self._template.encode, request.messages)
+            room = self._settings.max_context - sampling.max_tokens
+            if len(prompt) > room:
+                raise invalid(
+                    "messages", f"have {len(prompt)} tokens; with max_tokens = {sampling.max_tokens} the most is {room}"
+                )
             response_id = uuid.uuid4().hex
             # Who does not want a reply to be learnt from has nothing to vote on.
             receipt = "" if request.unrecorded else self._receipts.issue(response_id, version.name, user)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from plaudit.releases import number as number_of
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyVersion:
@@ -26,7 +28,7 @@ class PolicyVersion:
     @property
     def number(self) -> int:
         """The version as an integer, 0 for the base model: unique, as engines want it for an adapter's id."""
-        return int(self.name.removeprefix("v"))
+        return number_of(self.name)
 
 
 @dataclass(frozen=True, slots=True)

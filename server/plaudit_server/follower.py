@@ -5,14 +5,15 @@
                                         └───────────────────────────────┘ and try again later
 
 New requests get the new version only once it is loaded; requests in flight stay with theirs, and a version is unloaded
-after its last stream. The stable version and the one that a roll-back would return to stay loaded. Where every place is
-taken by versions whose streams still run, a new version waits for the first of them to end.
+after its last stream. The stable version and the one that a roll-back would return to are kept loaded. Where every
+place is taken by versions whose streams still run, a new version waits for the first of them to end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -21,6 +22,7 @@ from plaudit.artifacts import ArtifactError, PolicyStore
 from plaudit.events import POLICIES, EventLog, EventLogUnavailable, from_beginning
 from plaudit.releases import BASE, Releases
 from plaudit.v1.events_pb2 import PolicyEvent
+from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_server.engine import Engine, EngineError, PolicyVersion
 from plaudit_server.metrics import ServerMetrics
 from plaudit_server.router import Router
@@ -29,6 +31,10 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
+
+
+class NoRoom(Exception):
+    """Every place for a version is taken by one with running streams."""
 
 
 class Follower:
@@ -59,10 +65,10 @@ class Follower:
         self._copies = copies
         self._base_model_sha256 = base_model_sha256
         self._max_versions = max_versions
+        self._retry_at: dict[str, float] = {}
         self._moved = asyncio.Condition()
         self._positions: dict[tuple[str, int], int] = {}
-        self._identity = ""  # of the log, while it is there
-        self._known_identity = ""
+        self._identity = ""  # of the log that the positions are in
         self._followed = 0  # the offset up to which everything was not only read but acted upon
         metrics.serve(router.serving.name)
 
@@ -76,17 +82,16 @@ class Follower:
                 )
             except EventLogUnavailable as error:
                 log.warning("policies cannot be read, %s goes on being served: %s", self._router.serving.name, error)
-                self._identity = ""
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             for entry in entries:
                 self._positions[entry.topic, entry.partition] = entry.offset + 1
                 try:
                     event = PolicyEvent.FromString(entry.value)
-                except DecodeError:
-                    log.error("policy event at offset %d is not one; passed over", entry.offset)
+                    self.releases.apply(event, entry.offset)
+                except (DecodeError, ValueError) as error:
+                    log.error("policy event at offset %d passed over: %s", entry.offset, error)
                     continue
-                self.releases.apply(event, entry.offset)
             if entries and not self.caught_up.is_set():
                 continue  # read all that is there before loading anything: only the last stable version matters
             await self._converge()
@@ -96,13 +101,11 @@ class Follower:
                 self._moved.notify_all()
 
     async def _check_log(self) -> None:
-        """After the log was away: is it still the same one? Positions in one mean nothing in another."""
-        if self._identity:
-            return
-        self._identity = await asyncio.to_thread(lambda: self._log.identity)
-        if self._identity != self._known_identity:
+        """Is it still the same log? It may have been replaced in any thread's call, and positions belong to one log."""
+        identity = await asyncio.to_thread(lambda: self._log.identity)
+        if identity != self._identity:
             self._positions = from_beginning(self._log, POLICIES)
-            self._known_identity = self._identity
+            self._identity = identity
             # A new log knows no versions until the learner has announced them again: until then what is served stays.
             self.releases = Releases()
             self._followed = 0
@@ -118,60 +121,71 @@ class Follower:
             )
 
     async def _converge(self) -> None:
-        """One step towards serving the stable version; leaves everything as it is if that cannot be done."""
+        """One step towards serving the stable version; leaves everything as it is if that cannot be done now."""
         if self.releases.empty:
             return
-        wanted = self.releases.stable
-        if wanted != self._router.serving.name:
-            try:
-                version = await self._loaded(wanted)
-            except (ArtifactError, EngineError) as error:
-                if self.failures.get(wanted) != str(error):  # once for each reason, not every half second
-                    log.error("%s REFUSED, %s goes on being served: %s", wanted, self._router.serving.name, error)
-                self.failures[wanted] = str(error)
-                self._metrics.version_failures.inc()
-                await asyncio.sleep(_RETRY_SECONDS)
-                return
-            before = self._router.serving.name
-            self._router.serving = version
-            self._metrics.serve(version.name)
-            self.failures.pop(wanted, None)
-            log.info("serving %s (was %s); %s loaded", version.name, before, ", ".join(self._router.loaded))
-        await self._unload_unused()
+        for wanted in self._wanted():
+            if await self._serve(wanted):
+                break
+        # Ready for a roll-back, which is to take effect within seconds; without it the next round tries again.
+        if self.releases.previous not in self._router.loaded:
+            await self._load(self.releases.previous)
+        while unused := self._router.unused(keep={self.releases.stable, self.releases.previous}):
+            await self._unload(unused[0])
 
-    async def _loaded(self, name: str) -> PolicyVersion:
-        """`name`, loaded. Raises ArtifactError or EngineError."""
-        if name in self._router.loaded:
-            return self._router.loaded[name]
-        event = self.releases.event(name)
-        path, _ = await asyncio.to_thread(
-            self._store.fetch,
-            name,
-            self._copies,
-            base_model_sha256=self._base_model_sha256,
-            manifest_sha256=event.manifest_sha256 if event else None,
-        )
-        version = PolicyVersion(name=name, adapter=path)
-        await self._make_room()
-        await self._engine.load(version)
+    def _wanted(self) -> list[str]:
+        """The stable version; and if what is served was rolled back, what else was promoted, the last one first."""
+        served = self.releases.policy(self._router.serving.name)
+        if served is not None and served.state == PolicyState.POLICY_STATE_ROLLED_BACK:
+            return self.releases.promoted()[::-1]
+        return [self.releases.stable]
+
+    async def _serve(self, name: str) -> bool:
+        """Give new requests this version; False if it cannot be loaded now."""
+        before = self._router.serving.name
+        if name == before:
+            return True
+        if name not in self._router.loaded and not await self._load(name):
+            return False
+        self._router.serving = self._router.loaded[name]
+        self._metrics.serve(name)
+        log.info("serving %s (was %s); %s loaded", name, before, ", ".join(self._router.loaded))
+        return True
+
+    async def _load(self, name: str) -> bool:
+        """Fetch, verify, load; False if that fails or there is no room, and `failures` says why."""
+        if time.monotonic() < self._retry_at.get(name, 0.0):
+            return False
+        try:
+            await self._make_room()
+            event = self.releases.event(name)
+            path, _ = await asyncio.to_thread(
+                self._store.fetch,
+                name,
+                self._copies,
+                base_model_sha256=self._base_model_sha256,
+                manifest_sha256=event.manifest_sha256 if event else None,
+            )
+            version = PolicyVersion(name=name, adapter=path)
+            await self._engine.load(version)
+        except (ArtifactError, EngineError, NoRoom) as error:
+            if self.failures.get(name) != str(error):  # once for each reason, not at every attempt
+                log.error("%s REFUSED, %s goes on being served: %s", name, self._router.serving.name, error)
+            self.failures[name] = str(error)
+            self._retry_at[name] = time.monotonic() + _RETRY_SECONDS
+            self._metrics.version_failures.inc()
+            return False
         self._router.loaded[name] = version
-        return version
+        self.failures.pop(name, None)
+        return True
 
     async def _make_room(self) -> None:
-        while True:
-            self._router.idle.clear()
-            adapters = [name for name in self._router.loaded if name != BASE]
-            if len(adapters) < self._max_versions:
-                return
-            unused = self._router.unused(keep=set())
-            if unused:
-                await self._unload(unused[0])
-            else:
-                await self._router.idle.wait()
-
-    async def _unload_unused(self) -> None:
-        for version in self._router.unused(keep={self.releases.stable, self.releases.previous}):
-            await self._unload(version)
+        """Unload what no stream uses until one more fits. Raises NoRoom: the next round tries again."""
+        while sum(name != BASE for name in self._router.loaded) >= self._max_versions:
+            unused = self._router.unused(keep={self.releases.stable}) or self._router.unused(keep=set())
+            if not unused:
+                raise NoRoom(f"{self._max_versions} versions still have streams; it waits for one of them to end")
+            await self._unload(unused[0])
 
     async def _unload(self, version: PolicyVersion) -> None:
         del self._router.loaded[version.name]  # first, so that no request can be pinned to it any more

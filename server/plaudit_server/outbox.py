@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -38,7 +40,9 @@ class Outbox:
         self._spool = SqliteLog(spool)
         self._limit = limit
         self._metrics = metrics
-        self._spooled = self._spool.lag(from_beginning(self._spool, *TOPICS))
+        self._beginning = from_beginning(self._spool, *TOPICS)
+        self._spooled = self._spool.lag(self._beginning)
+        self._retry_at = 0.0
         self._pending: list[tuple[Record, asyncio.Future[Durability.ValueType]]] = []
         self._wake = asyncio.Event()
         self._closing = False
@@ -68,19 +72,17 @@ class Outbox:
         return future
 
     async def run(self) -> None:
-        """Write until `close`; then write what is left and return."""
+        """Write until `close`; then write what is pending and return. The spool stays for next time."""
         while self._pending or not self._closing:
             if not self._pending:
-                try:
-                    await asyncio.wait_for(self._wake.wait(), _RETRY_SECONDS if self._spooled else None)
-                except TimeoutError:
-                    await self._drain()
-                    continue
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), self._pause())
             self._wake.clear()
             batch, self._pending = self._pending, []
             if batch:
                 await self._write(batch)
-        await self._drain()
+            if self._spooled and time.monotonic() >= self._retry_at:
+                await self._drain_batch()  # one batch a turn: what is pending does not wait for the whole spool
         self._spool.close()
 
     def close(self) -> None:
@@ -102,6 +104,7 @@ class Outbox:
                 except EventLogUnavailable as error:
                     log.warning("event log away, %d records go to the outbox: %s", len(records), error)
                     durability = Durability.DURABILITY_OUTBOX
+                    self._retry_at = time.monotonic() + _RETRY_SECONDS
                     await asyncio.to_thread(self._spool.append, records)
                     self._spooled += len(records)
         except EventLogUnavailable as error:
@@ -114,20 +117,22 @@ class Outbox:
             if not future.done():
                 future.set_result(durability)
 
-    async def _drain(self) -> None:
-        """Move the spool into the event log, oldest first, for as long as the log takes it."""
+    def _pause(self) -> float | None:
+        """Seconds until the spool is to be looked at again; None while it is empty."""
+        return max(0.0, self._retry_at - time.monotonic()) if self._spooled else None
+
+    async def _drain_batch(self) -> None:
+        """Move the oldest of the spool into the event log, if it takes them."""
         try:
-            while self._spooled:
-                entries = await asyncio.to_thread(
-                    self._spool.read, from_beginning(self._spool, *TOPICS), limit=_DRAIN_BATCH
-                )
-                records = [Record(entry.topic, entry.key, entry.value) for entry in entries]
-                await asyncio.to_thread(self._log.append, records)
-                for topic in {entry.topic for entry in entries}:
-                    last = max(entry.offset for entry in entries if entry.topic == topic)
-                    await asyncio.to_thread(self._spool.delete_before, topic, last + 1)
-                self._spooled -= len(entries)
-                if not self._spooled:
-                    log.info("the event log is back; the outbox is empty")
+            entries = await asyncio.to_thread(self._spool.read, self._beginning, limit=_DRAIN_BATCH)
+            records = [Record(entry.topic, entry.key, entry.value) for entry in entries]
+            await asyncio.to_thread(self._log.append, records)
+            for topic in {entry.topic for entry in entries}:
+                last = max(entry.offset for entry in entries if entry.topic == topic)
+                await asyncio.to_thread(self._spool.delete_before, topic, last + 1)
+            # Counted anew, not subtracted: the spool is what it is, whatever failed in between.
+            self._spooled = await asyncio.to_thread(self._spool.lag, self._beginning)
+            if not self._spooled:
+                log.info("the event log is back; the outbox is empty")
         except EventLogUnavailable:
-            pass  # still away: the next round tries again, and the depth is a metric
+            self._retry_at = time.monotonic() + _RETRY_SECONDS  # still away; the depth is a metric

@@ -76,6 +76,11 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         version = request.version or self._follower.releases.stable
         self._known(version)
         await self._step(version, PolicyState.POLICY_STATE_ROLLED_BACK, request.reason)
+        if self._router.serving.name == version:
+            raise Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"announced, but this server can load nothing else: {self._follower.failures}",
+            )
         return RollbackPolicyResponse(policy=self._known(version), serving_version=self._router.serving.name)
 
     def _known(self, version: str) -> Policy:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +20,6 @@ class Router:
         """What new requests get."""
         self.loaded = {base.name: base}
         """What a request can be pinned to, by name."""
-        self.idle = asyncio.Event()
-        """Set whenever a version's last stream has ended."""
         self._streams: Counter[str] = Counter()
 
     @contextmanager
@@ -35,7 +32,7 @@ class Router:
         if version is None:
             raise Refusal(
                 grpc.StatusCode.NOT_FOUND,
-                f"{requested!r} is not served here; leave it empty, or give one of {', '.join(self.loaded)}",
+                f"{requested[:32]!r} is not served here; leave it empty, or give one of {', '.join(self.loaded)}",
                 field="policy_version",
             )
         self._streams[version.name] += 1
@@ -43,8 +40,6 @@ class Router:
             yield version
         finally:
             self._streams[version.name] -= 1
-            if not self._streams[version.name]:
-                self.idle.set()
 
     def unused(self, keep: set[str]) -> list[PolicyVersion]:
         """Loaded versions with no stream, which are not to be kept and are not the base; they can be unloaded."""

@@ -65,7 +65,7 @@ def test_an_older_version_can_be_promoted_again_the_base_model_too() -> None:
     ("version", "step", "words"),
     [
         ("v1", STABLE, "v1 is rejected, and what is rejected cannot become stable"),
-        ("v2", ROLLED_BACK, None),
+        ("v2", ROLLED_BACK, "v2 is candidate, and what is candidate cannot become rolled back"),
         ("v2", STABLE, None),
         ("v3", ROLLED_BACK, "v3 is rolled back, and"),
         ("v3", STABLE, None),
@@ -107,3 +107,11 @@ def test_what_is_stable_was_promoted_and_is_neither_rejected_nor_rolled_back(ste
     releases = fold(*steps)
     assert state(releases, releases.stable) == STABLE
     assert sum(state(releases, version) == STABLE for version in releases.versions()) == 1
+
+
+@pytest.mark.parametrize("name", ["", "v", "v01", "x1", "v-1", "v1 ", "../v1", "v" + "9" * 20])
+def test_what_is_no_name_of_a_version_is_refused(name: str) -> None:
+    releases = Releases()
+    with pytest.raises(ValueError, match="no name of a version"):
+        releases.apply(PolicyEvent(version=name, state=STABLE), 0)
+    assert releases.versions() == ["v0"]

@@ -18,7 +18,7 @@ from plaudit_learner.reward import RewardModel, Vote, fit
 from plaudit_learner.rollouts import Rollout, sample
 
 SETTINGS = ImproveSettings(
-    iterations=12, prompts_per_iteration=24, learning_rate=3e-3, temperature=1.0, max_new_tokens=24
+    iterations=15, prompts_per_iteration=24, learning_rate=2e-3, temperature=1.0, max_new_tokens=24
 )
 QUICK = dataclasses.replace(SETTINGS, iterations=2, prompts_per_iteration=8, minibatch_prompts=4)
 
@@ -45,6 +45,7 @@ def reward_model(policy: Policy, seed: int = 0) -> RewardModel:
     return fit(policy, [Vote(r.item, (draw.random() < likes(r)) != (draw.random() < 0.1)) for r in replies])
 
 
+@pytest.mark.timeout(300)  # seconds of work, but it starves on a busy machine
 def test_learning_happens(tiny_model: Path) -> None:
     policy = Policy.load(tiny_model)
     model = reward_model(policy)
@@ -63,7 +64,7 @@ def test_learning_happens(tiny_model: Path) -> None:
     assert verdict.passed, verdict.reasons
     assert result.stopped is None
     assert result.iterations == seen
-    assert [m.iteration for m in seen] == list(range(1, 13))
+    assert [m.iteration for m in seen] == list(range(1, 16))
     assert all(math.isfinite(value) for m in seen for value in dataclasses.astuple(m))
     assert seen[-1].reward > result.reference_reward
 
@@ -87,23 +88,6 @@ def test_a_second_version_continues_from_the_first(tiny_model: Path, tmp_path: P
     child = Policy.load(tiny_model, parent_adapter=tmp_path)
     first = improve(child, model, prompts(20, 0), QUICK, seed=1).iterations[0]
     assert first.kl > 0.05, "the KL is measured to the reference, not to the parent"
-
-
-def test_stops_within_a_minibatch_when_asked(tiny_model: Path) -> None:
-    policy = Policy.load(tiny_model)
-    model = reward_model(policy)
-    calls = 0
-
-    def should_stop() -> bool:
-        nonlocal calls
-        calls += 1
-        return calls == 3  # asked after sampling, then before each of two minibatches: the first has been taken
-
-    result = improve(policy, model, prompts(20, 0), QUICK, seed=0, should_stop=should_stop)
-    assert result.stopped == "asked to stop in iteration 1"
-    assert result.iterations == []
-    assert calls == 3
-    assert not policy.is_reference
 
 
 def test_iteration_that_goes_too_far_is_undone(tiny_model: Path) -> None:

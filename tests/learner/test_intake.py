@@ -85,12 +85,14 @@ def test_poison_goes_to_dead_letters_and_the_rest_goes_on(log: EventLog, store: 
             Record(INTERACTIONS, "r2", newer.SerializeToString()),
             Record(FEEDBACK, "r3", empty.SerializeToString()),
             Record(FEEDBACK, "r4", b"\xff"),
+            Record(INTERACTIONS, "r6", b"\xff" * (4 << 20)),
+            Record(FEEDBACK, "r7", feedback("r7", key="k", time=1, thumb=9).SerializeToString()),
         ]
     )
     say(log, interaction("r5"))
     intake = Intake(log, store)
     intake.start()
-    assert intake.drain(0) == 6
+    assert intake.drain(0) == 8
     assert len(store.prompts(10)) == 1, "what is right is taken in"
     letters = [DeadLetter.FromString(entry.value) for entry in log.read(from_beginning(log, DEAD_LETTERS))]
     assert {letter.key: letter.value for letter in letters}["r0"] == b"\xff garbage"
@@ -100,6 +102,8 @@ def test_poison_goes_to_dead_letters_and_the_rest_goes_on(log: EventLog, store: 
     assert reasons["r2"] == "schema_version is 2; this learner knows 1"
     assert reasons["r3"] == "verdict is missing"
     assert "not a Feedback" in reasons["r4"]
+    assert "r6" in reasons
+    assert reasons["r7"] == "thumb is 9, neither up nor down"
     assert all(letter.topic in (INTERACTIONS, FEEDBACK) for letter in letters)
     assert intake.drain(0) == 0
 

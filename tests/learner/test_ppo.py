@@ -167,7 +167,7 @@ def test_reward_reaches_the_last_real_token() -> None:
 
 
 def test_on_policy_gradient_is_that_of_reinforce_with_kl() -> None:
-    """With one step on fresh rollouts and beta 0 PPO's gradient is the policy gradient (Schulman et al. 2017, eq. 1)."""
+    """On fresh rollouts and with beta 0 PPO's gradient is the policy gradient (Schulman et al. 2017, eq. 1)."""
     x = example()
     logits = x["logits_BTV"].requires_grad_()
     x["proximal_logprobs_BT"] = x["behaviour_logprobs_BT"] = token_logprobs(logits.detach(), x["tokens_BT"], 1.0)[1]
