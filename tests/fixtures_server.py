@@ -18,7 +18,7 @@ from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_client import AsyncClient
 from plaudit_server import app
 from plaudit_server.config import ServerSettings
-from tests.tiny_model import make_tiny_adapter
+from tests.tiny_model import make_endless_adapter, make_tiny_adapter
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,14 @@ class Deployment:
     def publish(self, version: str, seed: int, *, parent: str = "v0", announce: bool = True) -> str:
         """Store an adapter made from `seed` as `version`; returns the manifest's sha256."""
         adapter = make_tiny_adapter(self.root / f"made-{version}", self.model, seed=seed)
+        return self._publish(version, adapter, parent=parent, announce=announce)
+
+    def publish_endless(self, version: str, *, parent: str = "v0") -> str:
+        """A version whose replies end at max_tokens only: for tests that need a stream to be still running."""
+        adapter = make_endless_adapter(self.root / f"made-{version}", self.model)
+        return self._publish(version, adapter, parent=parent, announce=True)
+
+    def _publish(self, version: str, adapter: Path, *, parent: str, announce: bool) -> str:
         _, sha256 = PolicyStore(str(self.root / "versions")).publish(
             version,
             adapter,

@@ -68,10 +68,12 @@ def run(settings: LearnerSettings) -> None:
         event_log = down.enter_context(open_log(settings.event_log))
         store = Experience(settings.state_dir / "experience.sqlite")
         down.callback(store.close)
+        fingerprint = base_model.fingerprint(model)
+        store.belongs_to(fingerprint)
         learner = Learner(
             settings,
             model=model,
-            base_model_sha256=base_model.fingerprint(model),
+            base_model_sha256=fingerprint,
             event_log=event_log,
             store=store,
             metrics=metrics,

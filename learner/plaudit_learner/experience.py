@@ -57,6 +57,7 @@ CREATE TABLE IF NOT EXISTS positions (
     log TEXT NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL, next INTEGER NOT NULL,
     PRIMARY KEY (log, topic, partition)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS base_model (only INTEGER PRIMARY KEY, sha256 TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS policies (version TEXT PRIMARY KEY, offset INTEGER NOT NULL, event BLOB NOT NULL) STRICT;
 CREATE VIEW IF NOT EXISTS standing AS
     SELECT * FROM statements AS said
@@ -67,6 +68,10 @@ CREATE VIEW IF NOT EXISTS standing AS
           AND (later.at, later.feedback_id) > (said.at, said.feedback_id)
     );
 """
+
+
+class OtherBaseModel(ValueError):
+    """The store holds token ids of another base model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,16 @@ class Experience:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.executescript(_SCHEMA)
+
+    def belongs_to(self, base_model_sha256: str) -> None:
+        """Say which base model the token ids are of. Raises OtherBaseModel if they are of another."""
+        self._db.execute("INSERT OR IGNORE INTO base_model VALUES (1, ?)", (base_model_sha256,))
+        (known,) = self._db.execute("SELECT sha256 FROM base_model").fetchone()
+        if known != base_model_sha256:
+            raise OtherBaseModel(
+                f"this state directory learnt from replies of another base model ({known[:12]}…, not "
+                f"{base_model_sha256[:12]}…), whose token ids mean something else: give another directory"
+            )
 
     def close(self) -> None:
         """Close the file."""

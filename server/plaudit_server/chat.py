@@ -31,6 +31,8 @@ from plaudit_server.validation import check_identifier, check_messages, check_sa
 
 log = logging.getLogger(__name__)
 
+_STALL_SECONDS = 120.0
+
 _FINISH = {
     EngineFinish.STOP: FinishReason.FINISH_REASON_STOP,
     EngineFinish.LENGTH: FinishReason.FINISH_REASON_LENGTH,
@@ -93,10 +95,20 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
             await context.write(StreamChatResponse(started=started))
             reply = _Reply(Generation(response_id, prompt, sampling, version), self._metrics)
             try:
-                async with aclosing(self._engine.generate(reply.generation)) as stream:
+                # Bounds each wait, for the engine's next token and for a caller that does not read.
+                async with (
+                    asyncio.timeout(_STALL_SECONDS) as patience,
+                    aclosing(self._engine.generate(reply.generation)) as stream,
+                ):
                     async for tokens in stream:
                         reply.add(tokens)
                         await context.write(_delta(tokens, request.logprobs))
+                        patience.reschedule(asyncio.get_running_loop().time() + _STALL_SECONDS)
+            except TimeoutError as error:
+                raise Refusal(
+                    grpc.StatusCode.DEADLINE_EXCEEDED,
+                    f"nothing moved for {_STALL_SECONDS:g} s: no token was sampled, or none was read",
+                ) from error
             except EngineError as error:
                 reply.finish_reason = FinishReason.FINISH_REASON_ERROR
                 log.error("reply %s of %s failed: %s", response_id, version.name, error)

@@ -13,6 +13,8 @@ _MAX_MESSAGES = 256
 _MAX_CONTENT_BYTES = 65_536
 _MAX_STOPS = 8
 _MAX_STOP_BYTES = 64
+# Below it vLLM samples at this temperature whatever was asked for, and the record would be wrong.
+_LEAST_TEMPERATURE = 0.01
 
 
 def check_text(field: str, text: str, most: int) -> None:
@@ -65,8 +67,10 @@ def check_sampling(request: StreamChatRequest, settings: ServerSettings) -> Samp
     top_p = asked.top_p if asked.HasField("top_p") else settings.default_top_p
     max_tokens = asked.max_tokens if asked.HasField("max_tokens") else settings.default_max_tokens
     # Written so that NaN fails too.
-    if not 0 <= temperature <= 2:
-        raise invalid("sampling.temperature", f"is {temperature:g}; it must be 0 (greedy) to 2")
+    if temperature != 0 and not _LEAST_TEMPERATURE <= temperature <= 2:
+        raise invalid(
+            "sampling.temperature", f"is {temperature:g}; it must be 0 (greedy), or {_LEAST_TEMPERATURE:g} to 2"
+        )
     if not 0 < top_p <= 1:
         raise invalid("sampling.top_p", f"is {top_p:g}; it must be above 0 and at most 1")
     if not 1 <= max_tokens <= settings.max_tokens:
@@ -78,9 +82,6 @@ def check_sampling(request: StreamChatRequest, settings: ServerSettings) -> Samp
             raise invalid(
                 f"sampling.stop[{index}]", f"has {len(stop.encode())} bytes; it must have 1 to {_MAX_STOP_BYTES}"
             )
-    # A temperature of almost 0 would divide logits to infinity; it means greedy (vLLM draws the same line).
-    if temperature < 1e-5:
-        temperature = 0.0
     return Sampling(
         temperature=temperature,
         top_p=top_p,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from plaudit.v1.events_pb2 import Feedback, Interaction, PolicyEvent
 from plaudit.v1.feedback_pb2 import Thumb
 from plaudit.v1.sampling_pb2 import FinishReason, SamplingParameters
-from plaudit_learner.experience import Experience
+from plaudit_learner.experience import Experience, OtherBaseModel
 
 UP, DOWN = Thumb.THUMB_UP, Thumb.THUMB_DOWN
 
@@ -230,3 +230,10 @@ def test_policies_are_remembered_in_the_order_of_the_log(store: Experience) -> N
     store.keep_policy(PolicyEvent(version="v2"), 1)
     store.keep_policy(PolicyEvent(version="v1", reason="again"), 2)
     assert [(event.version, event.reason) for event in store.policies()] == [("v2", ""), ("v1", "again")]
+
+
+def test_another_base_model_is_refused(store: Experience) -> None:
+    store.belongs_to("a" * 64)
+    store.belongs_to("a" * 64)
+    with pytest.raises(OtherBaseModel, match="give another directory"):
+        store.belongs_to("b" * 64)

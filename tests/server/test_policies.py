@@ -144,12 +144,14 @@ async def test_ten_pushes_under_load_cut_no_stream_and_change_no_version(deploym
     async with deployment.server(**options) as address, AsyncClient(address) as client:
         pushed = asyncio.Event()
         streams: list[tuple[str, str, str]] = []
+        newest, spanned = ["v0"], set[str]()
 
         async def keep_chatting(index: int) -> None:
             while not pushed.is_set():
                 prompt = f"prompt {index}"
                 reply = client.chat(prompt, temperature=0.0, max_tokens=60)
                 text = await reply.read()
+                spanned.update({reply.policy_version} - {newest[-1]})
                 assert reply.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
                 streams.append((reply.policy_version, prompt, text))
 
@@ -157,14 +159,61 @@ async def test_ten_pushes_under_load_cut_no_stream_and_change_no_version(deploym
         for number in range(1, 11):
             deployment.publish(f"v{number}", seed=number, parent=f"v{number - 1}")
             await until_serving(client, f"v{number}", seconds=60)
+            newest.append(f"v{number}")
             reply = client.chat("prompt 0", temperature=0.0, max_tokens=60)
             streams.append((f"v{number}", "prompt 0", await reply.read()))
             assert reply.policy_version == f"v{number}"
         pushed.set()
         await asyncio.gather(*chatting)
-        loaded = (await client.list_policies()).loaded_versions
-    assert len(loaded) <= 1 + 3, "old versions are unloaded after their last stream"
+        async with asyncio.timeout(10):  # old versions are unloaded after their last stream
+            while set((await client.list_policies()).loaded_versions) != {"v0", "v9", "v10"}:
+                await asyncio.sleep(0.05)
+    assert spanned, "some streams began before a push and ended after it"
     by_version: dict[tuple[str, str], set[str]] = {}
     for version, prompt, text in streams:
         by_version.setdefault((version, prompt), set()).add(text)
     assert all(len(texts) == 1 for texts in by_version.values()), "one version says one thing, pushes or not"
+
+
+async def test_roll_back_works_while_every_place_is_taken(deployment: Deployment) -> None:
+    async with deployment.server(max_versions=2, max_running=8) as address, AsyncClient(address) as client:
+        deployment.publish_endless("v1")
+        await until_serving(client, "v1")
+        first = client.chat("hello", max_tokens=256)
+        readers = [aiter(first)]
+        await anext(readers[0])
+        deployment.publish_endless("v2", parent="v1")
+        await until_serving(client, "v2")
+        second = client.chat("hello", max_tokens=256)
+        readers.append(aiter(second))
+        await anext(readers[1])
+        deployment.publish("v3", seed=3, parent="v2")  # no place for it while the two streams run
+        await client.rollback_policy("v3")
+        policy, serving = await client.rollback_policy("v2")
+        assert (policy.state, serving) == ("rolled back", "v1")
+        for reader in readers:
+            async for _ in reader:
+                pass
+        assert (first.policy_version, second.policy_version) == ("v1", "v2")
+
+
+async def test_roll_back_after_a_restart_needs_no_store(deployment: Deployment) -> None:
+    deployment.publish("v1", seed=1)
+    deployment.publish("v2", seed=2, parent="v1")
+    async with deployment.server() as address, AsyncClient(address) as client:
+        async with asyncio.timeout(10):
+            while "v1" not in (await client.list_policies()).loaded_versions:
+                await asyncio.sleep(0.02)
+        (deployment.root / "versions").rename(deployment.root / "away")
+        _, serving = await client.rollback_policy("v2")
+        assert serving == "v1"
+
+
+async def test_a_full_disk_refuses_a_version_and_takes_nobody_down(client: AsyncClient, deployment: Deployment) -> None:
+    (deployment.root / "server-0" / "versions").write_text("a file where the copies should go")
+    deployment.publish("v1", seed=1)
+    with pytest.raises(FailedPrecondition, match="cannot be fetched"):
+        await client.promote_policy("v1")
+    reply = client.chat("hello", max_tokens=2)
+    await reply.read()
+    assert reply.policy_version == "v0"
