@@ -117,3 +117,10 @@ async def until_serving(client: AsyncClient, version: str, seconds: float = 30.0
     async with asyncio.timeout(seconds):
         while (await client.list_policies()).serving_version != version:
             await asyncio.sleep(0.02)
+
+
+async def until_known(client: AsyncClient, version: str, seconds: float = 30.0) -> None:
+    """Wait until the server has read of `version` in the event log; raises TimeoutError."""
+    async with asyncio.timeout(seconds):
+        while version not in [policy.version for policy in (await client.list_policies()).policies]:
+            await asyncio.sleep(0.02)

@@ -58,6 +58,6 @@ async def test_only_one_learner_may_use_a_state_directory(tmp_path: Path, tiny_m
     second = await start(tmp_path, tiny_model)
     output, _ = await asyncio.wait_for(second.communicate(), 60)
     assert second.returncode == 1
-    assert b"another learner runs in" in output
+    assert b"another process uses" in output
     first.terminate()
     await first.communicate()

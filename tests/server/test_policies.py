@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 from plaudit.v1 import policy_pb2_grpc
 from plaudit.v1.policy_pb2 import GetPolicyRequest, PolicyState, PromotePolicyRequest, RollbackPolicyRequest
 from plaudit_client import AsyncClient, FailedPrecondition, FinishReason, InvalidRequest, NotFound
-from tests.fixtures_server import Deployment, until_serving
+from tests.fixtures_server import Deployment, until_known, until_serving
 
 GREEDY = {"temperature": 0.0, "max_tokens": 24}
 
@@ -188,6 +188,7 @@ async def test_roll_back_works_while_every_place_is_taken(deployment: Deployment
         readers.append(aiter(second))
         await anext(readers[1])
         deployment.publish("v3", seed=3, parent="v2")  # no place for it while the two streams run
+        await until_known(client, "v3")
         await client.rollback_policy("v3")
         policy, serving = await client.rollback_policy("v2")
         assert (policy.state, serving) == ("rolled back", "v1")
@@ -212,6 +213,7 @@ async def test_roll_back_after_a_restart_needs_no_store(deployment: Deployment) 
 async def test_a_full_disk_refuses_a_version_and_takes_nobody_down(client: AsyncClient, deployment: Deployment) -> None:
     (deployment.root / "server-0" / "versions").write_text("a file where the copies should go")
     deployment.publish("v1", seed=1)
+    await until_known(client, "v1")
     with pytest.raises(FailedPrecondition, match="cannot be fetched"):
         await client.promote_policy("v1")
     reply = client.chat("hello", max_tokens=2)
