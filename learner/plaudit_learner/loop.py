@@ -31,6 +31,7 @@ _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 2.0
 _HELD_OUT = 0.2
 _LEAST_AUC = 0.55
+_KL_STOP = 0.85  # of the budget: what is undone must stand below the gate's bound, which is the budget
 _GATE_PROMPTS = 48
 _GATE_SAMPLES = 4
 
@@ -195,7 +196,7 @@ class Learner:
             prompts_per_iteration=settings.prompts_per_iteration,
             learning_rate=settings.learning_rate,
             kl_budget=settings.kl_budget,
-            kl_stop=1.25 * settings.kl_budget,
+            kl_stop=_KL_STOP * settings.kl_budget,
             temperature=temperature,
             max_prompt_tokens=settings.max_prompt_tokens,
             max_new_tokens=min(max_tokens, settings.max_new_tokens),
@@ -240,8 +241,6 @@ class Learner:
         with policy.reference():
             base = measured(policy)
         before = base if parent == BASE else measured(self._load(parent, seed))
-        verdict = judge(
-            candidate, before, base, eos_ids=policy.eos_ids, settings=GateSettings(max_kl=1.5 * how.kl_budget)
-        )
+        verdict = judge(candidate, before, base, eos_ids=policy.eos_ids, settings=GateSettings(max_kl=how.kl_budget))
         log.info("gate: %s", {name: round(value, 3) for name, value in verdict.metrics.items()})
         return verdict

@@ -18,7 +18,7 @@ from plaudit_learner.reward import RewardModel, Vote, fit
 from plaudit_learner.rollouts import Rollout, sample
 
 SETTINGS = ImproveSettings(
-    iterations=15, prompts_per_iteration=24, learning_rate=2e-3, temperature=1.0, max_new_tokens=24
+    iterations=15, prompts_per_iteration=24, learning_rate=2e-3, kl_budget=1.5, temperature=1.0, max_new_tokens=24
 )
 QUICK = dataclasses.replace(SETTINGS, iterations=2, prompts_per_iteration=8, minibatch_prompts=4)
 
@@ -125,7 +125,7 @@ def test_no_usable_prompt_is_refused(tiny_model: Path) -> None:
     [
         ({"samples_per_prompt": 1}, "samples_per_prompt must be at least 2"),
         ({"iterations": 0}, "iterations must be at least 1"),
-        ({"kl_stop": 1.0}, "kl_stop must be above kl_budget"),
+        ({"kl_budget": 0.0}, "kl_budget, kl_stop and temperature must be positive"),
     ],
 )
 def test_nonsense_settings_are_refused(change: dict[str, float], message: str) -> None:
