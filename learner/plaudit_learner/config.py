@@ -35,7 +35,7 @@ class LearnerSettings(Settings):
     """Length limit of fresh rollouts; the requests' own usual limit where that is lower. In tokens."""
     max_prompt_tokens: int = Field(default=256, ge=1)
     """Longer prompts (with the chat template and what was said before) are not used for rollouts. In tokens."""
-    iterations: int = Field(default=5, ge=1)
+    iterations: int = Field(default=6, ge=1)
     """PPO updates in a round, each on fresh rollouts. Few: the reward model knows replies like those voted on."""
     prompts_per_iteration: int = Field(default=24, ge=2)
     """Distinct prompts in an update, with 4 replies each."""

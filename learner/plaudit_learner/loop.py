@@ -100,10 +100,12 @@ class Learner:
         seed = settings.seed + 1000 * number
         count = self._store.count_votes(settings.aspect)
         parent = self._intake.releases.stable
-        log.info("round %d: %d votes, from %s", number, count, parent)
+        log.info("round %d: %d votes, to be better than %s", number, count, parent)
 
         self._metrics.stage.state("rewarding")
-        policy = self._load(parent, seed)
+        # From the base model anew, and not from the parent, which had spent its KL on a reward model that knew less
+        # (docs/decisions/0007).
+        policy = self._load(BASE, seed)
         try:
             reward_model = self._fit(policy)
             train, held_out = self._prompts()
@@ -139,12 +141,12 @@ class Learner:
         self._metrics.rounds.labels(outcome).inc()
         log.info("round %d: %s is %s: %s", number, event.version, outcome, event.reason)
 
-    def _load(self, parent: str, seed: int) -> Policy:
-        """The parent's weights, or a new adapter on the base model; verified as servers verify them."""
+    def _load(self, version: str, seed: int) -> Policy:
+        """A version's weights, verified as servers verify them; of the base model: a new adapter."""
         adapter = None
-        if parent != BASE:
+        if version != BASE:
             copies = self._settings.state_dir / "versions"
-            adapter, _ = self._policies.fetch(parent, copies, base_model_sha256=self._base_model_sha256)
+            adapter, _ = self._policies.fetch(version, copies, base_model_sha256=self._base_model_sha256)
         return Policy.load(
             self._model, parent_adapter=adapter, config=AdapterConfig(layers=self._settings.lora_layers), seed=seed
         )
