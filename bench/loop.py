@@ -117,7 +117,11 @@ async def measure(arguments: argparse.Namespace, data: Path) -> int:
             summary = await run(client, persona, train, simulation)
             rows[-1].add(summary.versions)
             print(rows[-1].text(), flush=True)
-            policies = await until_round(client, number, size.seconds_per_round)
+            try:
+                policies = await until_round(client, number, size.seconds_per_round)
+            except TimeoutError:
+                print(f"round {number} has not ended: the learner waits for more votes, or is slow; see the log")
+                break
             newest = policies.policies[-1]
             print(f"round {number}: {newest.version} is {newest.state}: {newest.reason}", flush=True)
             if policies.serving_version != rows[-1].version:

@@ -35,13 +35,16 @@ class LearnerSettings(Settings):
     """Length limit of fresh rollouts; the requests' own usual limit where that is lower. In tokens."""
     max_prompt_tokens: int = Field(default=256, ge=1)
     """Longer prompts (with the chat template and what was said before) are not used for rollouts. In tokens."""
-    iterations: int = Field(default=6, ge=1)
+    iterations: int = Field(default=8, ge=1)
     """PPO updates in a round, each on fresh rollouts. Few: the reward model knows replies like those voted on."""
     prompts_per_iteration: int = Field(default=24, ge=2)
     """Distinct prompts in an update, with 4 replies each."""
     kl_budget: float = Field(default=3.0, gt=0)
-    """How far the policy may go from the base model: KL per reply, in nats, that the KL coefficient aims at."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    """How far the policy may go from the base model, once votes_for_kl_budget votes stand: KL per reply, in nats, that
+    the KL coefficient aims at. With fewer votes it is less, in proportion (docs/decisions/0009)."""
+    votes_for_kl_budget: int = Field(default=300, ge=1)
+    """Votes from which on the whole KL budget may be spent."""
+    learning_rate: float = Field(default=5e-4, gt=0)
     """Of PPO's optimiser (AdamW)."""
     lora_layers: int = Field(default=12, ge=1)
     """Layers that carry LoRA, counted from the top."""

@@ -2,7 +2,7 @@
 
 The reference never changes, so neither do the features of a reply: a caller may keep them for ever.
 
-Shapes: N replies, D features, T reply tokens, H hidden size, L layers.
+Shapes: N replies, D features, T reply tokens, H hidden size, L layers, X shape features.
 """
 
 from __future__ import annotations
@@ -23,14 +23,21 @@ SHAPE_FEATURES = 3
 class Encoding:
     """One reply, read by the reference policy."""
 
-    features_D: Tensor
-    """The mean state at each of a few layers, H numbers each; then the reply's shape, SHAPE_FEATURES numbers."""
+    prefix_TD: Tensor
+    """Features of the reply's beginnings, a row after each token; of the whole reply only, unless asked for."""
     predicting_TH: Tensor
     """`Policy.head` makes of these the reference's logits for each reply token."""
 
+    @property
+    def features_D(self) -> Tensor:
+        """The mean state at each of a few layers, H numbers each; then the reply's shape, SHAPE_FEATURES numbers."""
+        return self.prefix_TD[-1]
 
-def encode(policy: Policy, items: Sequence[PromptReply], *, batch_size: int = 16) -> list[Encoding]:
-    """Read replies with the reference policy; in the order of `items`."""
+
+def encode(
+    policy: Policy, items: Sequence[PromptReply], *, prefixes: bool = False, batch_size: int = 16
+) -> list[Encoding]:
+    """Read replies with the reference policy; in the order of `items`. `prefixes`: with the features of each."""
     layers = pooled_layers(policy.layers)
     encodings: list[Encoding | None] = [None] * len(items)
     for rows in batches(items, batch_size):
@@ -38,9 +45,8 @@ def encode(policy: Policy, items: Sequence[PromptReply], *, batch_size: int = 16
         for b, row in enumerate(rows):
             length = len(items[row].reply)
             states_LTH = reading.states_LBTH[:, b, :length]
-            shape = torch.tensor(_shape(length, items[row].finished))
-            features_D = torch.cat([states_LTH.mean(dim=1).flatten(), shape])
-            encodings[row] = Encoding(features_D, reading.predicting_BTH[b, :length].clone())
+            prefix_TD = _prefixes(states_LTH, items[row].finished) if prefixes else _whole(states_LTH, items[row])
+            encodings[row] = Encoding(prefix_TD, reading.predicting_BTH[b, :length].clone())
     return [encoding for encoding in encodings if encoding is not None]
 
 
@@ -57,6 +63,18 @@ def batches(items: Sequence[PromptReply], size: int) -> Iterator[list[int]]:
     order = sorted(range(len(items)), key=lambda i: (len(items[i].prompt), items[i].prompt))
     for start in range(0, len(order), size):
         yield order[start : start + size]
+
+
+def _whole(states_LTH: Tensor, item: PromptReply) -> Tensor:
+    shape = torch.tensor(_shape(len(item.reply), item.finished))
+    return torch.cat([states_LTH.mean(dim=1).flatten(), shape])[None]
+
+
+def _prefixes(states_LTH: Tensor, finished: bool) -> Tensor:
+    length = states_LTH.shape[1]
+    mean_LTH = states_LTH.cumsum(dim=1) / torch.arange(1, length + 1)[:, None]
+    shape_TX = torch.tensor([_shape(t, finished and t == length) for t in range(1, length + 1)])
+    return torch.cat([mean_LTH.transpose(0, 1).flatten(1), shape_TX], dim=1)
 
 
 def _shape(length: int, finished: bool) -> list[float]:

@@ -3,7 +3,7 @@
     reference rollouts ──▶ scale of the reward, beta
           ┌─────────────────────────────────────────────────────────┐
           ▼                                                         │
-    prompts ──▶ sample K replies each ──▶ score ──▶ advantages ──▶ one pass of minibatches
+    prompts ──▶ sample K replies each ──▶ score ──▶ critic, advantages ──▶ one pass of minibatches
 
 The policy's adapter changes in place. If the KL to the reference passes its bound the last iteration is undone.
 """
@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor
 
+from plaudit_learner.critic import Critic
 from plaudit_learner.features import Encoding, batches, encode
 from plaudit_learner.policy import Policy
-from plaudit_learner.ppo import PPOMetrics, beta_from_budget, leave_one_out, ppo_loss, within_prompt_sd
+from plaudit_learner.ppo import PPOMetrics, beta_from_budget, gae, leave_one_out, ppo_loss, within_prompt_sd
 from plaudit_learner.reward import RewardModel
 from plaudit_learner.rollouts import Rollout, sample
 
@@ -31,7 +32,7 @@ MICROBATCH = 16
 class ImproveSettings:
     """How one version is improved from its parent."""
 
-    iterations: int = 6
+    iterations: int = 8
     """Rounds of sampling and updating."""
     prompts_per_iteration: int = 16
     """Distinct prompts sampled in a round."""
@@ -39,7 +40,7 @@ class ImproveSettings:
     """Replies to each; at least 2, since each is judged against the others."""
     minibatch_prompts: int = 8
     """Prompts (with all their replies) in one optimiser step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     """Of Adam, at the start; falls to `final_learning_rate_share` of it in a straight line."""
     final_learning_rate_share: float = 0.1
     """The learning rate of the last step, as a share of the first."""
@@ -55,6 +56,8 @@ class ImproveSettings:
     """
     kl_stop: float = 2.5
     """Nats a reply: past this an iteration is undone and the improvement ends. Keep it below the gate's bound."""
+    trace: float | None = 0.9
+    """Lambda of GAE with the critic. None: no critic, each reply against the others to its prompt (leave-one-out)."""
     clip: float = 0.2
     """The ratio's clip (Schulman et al. 2017, eq. 7)."""
     temperature: float = 0.7
@@ -146,12 +149,13 @@ def improve(
     first = _take(queue, s.prompts_per_iteration)
     with policy.reference():
         rollouts = _sample(policy, first, s, seed)
-    encodings = encode(policy, [r.item for r in rollouts])
+    encodings = encode(policy, [r.item for r in rollouts], prefixes=True)
     rewards_BK = _rewards(reward_model, rollouts, encodings, s)
     reference_reward, s_within = float(rewards_BK.mean()), within_prompt_sd(rewards_BK)
     if s_within < 1e-6:
         raise NothingToImproveError("the reward model scores all replies to a prompt alike")
     beta = beta_from_budget(s_within, s.kl_budget)
+    critic = None if s.trace is None else Critic(reward_model, s.max_new_tokens)
     fresh = policy.is_reference
 
     for i in range(s.iterations):
@@ -159,11 +163,11 @@ def improve(
         # An untrained policy is the reference: its first rollouts exist already.
         if not (i == 0 and fresh):
             rollouts = _sample(policy, _take(queue, s.prompts_per_iteration), s, seed + 1 + i)
-            encodings = encode(policy, [r.item for r in rollouts])
+            encodings = encode(policy, [r.item for r in rollouts], prefixes=True)
             rewards_BK = _rewards(reward_model, rollouts, encodings, s)
         # Reward and beta in units of s_within: the length of a gradient then does not depend on the reward's scale.
-        advantages_B = leave_one_out(rewards_BK / s_within).flatten()
-        metrics, norms = _update(policy, optimizer, schedule, rollouts, encodings, advantages_B, beta / s_within, s)
+        advantages_BT = _advantages(critic, rollouts, encodings, rewards_BK, s) / s_within
+        metrics, norms = _update(policy, optimizer, schedule, rollouts, encodings, advantages_BT, beta / s_within, s)
         done.append(_summary(i + 1, rollouts, rewards_BK, metrics, norms))
         progress(done[-1])
         if done[-1].kl > s.kl_stop:
@@ -179,7 +183,7 @@ def _update(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     rollouts: Sequence[Rollout],
     encodings: Sequence[Encoding],
-    advantages_B: Tensor,
+    advantages_BT: Tensor,
     beta: float,
     s: ImproveSettings,
 ) -> tuple[list[PPOMetrics], list[float]]:
@@ -192,7 +196,7 @@ def _update(
         for rows in batches([rollouts[row].item for row in minibatch], MICROBATCH):
             rows_B = [minibatch[row] for row in rows]
             loss, part = _loss(
-                policy, [rollouts[r] for r in rows_B], [encodings[r] for r in rows_B], advantages_B[rows_B], beta, s
+                policy, [rollouts[r] for r in rows_B], [encodings[r] for r in rows_B], advantages_BT[rows_B], beta, s
             )
             (loss * (len(rows_B) / len(minibatch))).backward()
             metrics.append(part)
@@ -206,7 +210,7 @@ def _loss(
     policy: Policy,
     rollouts: Sequence[Rollout],
     encodings: Sequence[Encoding],
-    advantages_B: Tensor,
+    advantages_BT: Tensor,
     beta: float,
     s: ImproveSettings,
 ) -> tuple[Tensor, PPOMetrics]:
@@ -222,13 +226,31 @@ def _loss(
         ref_logits_BTV,
         tokens_BT,
         mask_BT,
-        advantages_B,
+        advantages_BT[:, : tokens_BT.shape[1]],
         logprobs_BT,
         logprobs_BT,
         beta=beta,
         temperature=s.temperature,
         clip=s.clip,
     )
+
+
+def _advantages(
+    critic: Critic | None,
+    rollouts: Sequence[Rollout],
+    encodings: Sequence[Encoding],
+    rewards_BK: Tensor,
+    s: ImproveSettings,
+) -> Tensor:
+    """Of each token of each reply (B, longest reply), in units of the score."""
+    mask_BT = torch.nn.utils.rnn.pad_sequence([torch.ones(len(r.reply)) for r in rollouts], batch_first=True)
+    if critic is None or s.trace is None:
+        return leave_one_out(rewards_BK).flatten()[:, None] * mask_BT
+    rewards_B = rewards_BK.flatten()
+    values = critic.values(rollouts, encodings, rewards_B)
+    rewards_BT = torch.zeros_like(mask_BT)
+    rewards_BT[torch.arange(len(rollouts)), mask_BT.sum(dim=1).long() - 1] = rewards_B  # at the last real token
+    return gae(rewards_BT, torch.nn.utils.rnn.pad_sequence(values, batch_first=True), mask_BT, s.trace)
 
 
 def _learning_rate_share(step: int, s: ImproveSettings) -> float:

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from plaudit.events import DEAD_LETTERS, FEEDBACK, INTERACTIONS, POLICIES, Entry, EventLog, Record, from_beginning
 from plaudit.releases import Releases
-from plaudit.v1.events_pb2 import DeadLetter, Feedback, Interaction, PolicyEvent
+from plaudit.v1.events_pb2 import DeadLetter, Feedback, Interaction
 from plaudit.v1.feedback_pb2 import Thumb
 from plaudit_learner.experience import Experience
 
@@ -90,9 +90,8 @@ class Intake:
             for entry in entries:
                 self._policies[entry.topic, entry.partition] = entry.offset + 1
                 try:
-                    event = PolicyEvent.FromString(entry.value)
-                    self.releases.apply(event, entry.offset)
-                except (DecodeError, ValueError) as error:
+                    event = self.releases.read(entry.value, entry.offset)
+                except ValueError as error:
                     log.error("policy event at offset %d passed over: %s", entry.offset, error)
                     continue
                 self._store.keep_policy(event, entry.offset)

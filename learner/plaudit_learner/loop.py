@@ -110,8 +110,10 @@ class Learner:
             reward_model = self._fit(policy)
             train, held_out = self._prompts()
             self._metrics.stage.state("improving")
-            how = self._how()
+            how = self._how(count)
             result = improve(policy, reward_model, train, how, seed=seed, progress=self._progress)
+            if result.stopped:
+                log.info("improved no further: %s", result.stopped)
         except (NotEnoughVotesError, NothingToImproveError) as error:
             log.info("round %d waits for more votes: %s", number, error)
             self._in_vain = count
@@ -132,6 +134,7 @@ class Learner:
                 "round": number,
                 "votes": count,
                 "iterations": len(result.iterations),
+                "kl_budget": how.kl_budget,
                 "beta": result.beta,
                 "reward_model_auc": reward_model.metrics.auc,
                 "minutes": (time.monotonic() - began) / 60,
@@ -190,15 +193,21 @@ class Learner:
             raise NotEnoughVotesError(f"{len(train) + len(held_out)} different prompts are too few to hold some out")
         return train, held_out[:_GATE_PROMPTS]
 
-    def _how(self) -> ImproveSettings:
+    def _how(self, votes: int) -> ImproveSettings:
+        """What to strive for with that many votes: the fewer there are, the closer to the base model.
+
+        The reward model errs by about 1 / sqrt(votes), and a policy at KL k can seek out sqrt(2 k) deviations of that
+        error: a budget in proportion to the votes holds the reward that is only imagined at one level.
+        """
         settings = self._settings
+        kl_budget = settings.kl_budget * min(1.0, votes / settings.votes_for_kl_budget)
         temperature, max_tokens = self._store.usual_sampling(settings.window) or (0.7, settings.max_new_tokens)
         return ImproveSettings(
             iterations=settings.iterations,
             prompts_per_iteration=settings.prompts_per_iteration,
             learning_rate=settings.learning_rate,
-            kl_budget=settings.kl_budget,
-            kl_stop=_KL_STOP * settings.kl_budget,
+            kl_budget=kl_budget,
+            kl_stop=_KL_STOP * kl_budget,
             temperature=temperature,
             max_prompt_tokens=settings.max_prompt_tokens,
             max_new_tokens=min(max_tokens, settings.max_new_tokens),

@@ -68,6 +68,28 @@ def beta_from_budget(s_within: float, kl_budget: float) -> float:
     return s_within / math.sqrt(2 * kl_budget)
 
 
+def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, trace: float) -> Tensor:
+    """Generalised advantage estimation, undiscounted (Schulman et al. 2016, eq. 16, with gamma 1).
+
+    delta_t = r_t + V_{t+1} - V_t, with V = 0 after a reply's last token; A_t = delta_t + trace * A_{t+1}. values_BT is
+    what was expected before each token, `trace` is the paper's lambda. Returns advantages_BT, 0 at pads.
+    Raises ValueError if `trace` is not within 0 to 1.
+    """
+    if not 0 <= trace <= 1:
+        raise ValueError("the trace (lambda) must be between 0 and 1")
+    mask_BT = mask_BT.to(values_BT.dtype)
+    values_BT, rewards_BT = values_BT * mask_BT, rewards_BT * mask_BT
+    following_BT = torch.cat([values_BT[:, 1:], torch.zeros_like(values_BT[:, :1])], dim=1)
+    delta_BT = rewards_BT + following_BT - values_BT
+    advantages_BT = torch.zeros_like(values_BT)
+    ahead_B = torch.zeros_like(values_BT[:, 0])
+    for t in reversed(range(values_BT.shape[1])):
+        # Pads lie behind the last token: what comes from there is 0, and so decays nothing.
+        ahead_B = delta_BT[:, t] + trace * ahead_B
+        advantages_BT[:, t] = ahead_B
+    return advantages_BT * mask_BT
+
+
 def masked_whiten(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Mean 0 and variance 1 over the real tokens, 0 at pads: the pads take no part in the mean and the variance."""
     count = mask_BT.sum()
@@ -107,7 +129,7 @@ def ppo_loss(
     ref_logits_BTV: Tensor,
     tokens_BT: Tensor,
     mask_BT: Tensor,
-    advantages_B: Tensor,
+    advantages_BT: Tensor,
     proximal_logprobs_BT: Tensor,
     behaviour_logprobs_BT: Tensor,
     *,
@@ -118,7 +140,7 @@ def ppo_loss(
 ) -> tuple[Tensor, PPOMetrics]:
     """The loss to minimise, a mean over replies, and what to report. Gradients flow through `logits_BTV` only.
 
-    advantages_B: one for each reply; every token of it gets the same, since its reward comes at its end.
+    advantages_BT: of `gae`, or of `leave_one_out`, whose one number for a reply stands at each of its tokens.
     proximal_logprobs_BT, behaviour_logprobs_BT: of `tokens_BT` under pi_old and under mu, at `temperature`.
     """
     mask_BT = mask_BT.float()
@@ -126,8 +148,8 @@ def ppo_loss(
     logprobs_BTV, logprobs_BT = token_logprobs(logits_BTV, tokens_BT, temperature)
     ref_logprobs_BTV = torch.log_softmax(ref_logits_BTV / temperature, dim=-1)
 
-    # 1. One advantage for every real token; none at pads.
-    advantages_BT = advantages_B[:, None] * mask_BT
+    # 1. An advantage for every real token; none at pads.
+    advantages_BT = advantages_BT * mask_BT
     # 2. Correct for replies that an older or differently rounded policy sampled.
     weight_BT = truncated_weights(proximal_logprobs_BT, behaviour_logprobs_BT, weight_cap) * mask_BT
     # 3. The clipped surrogate. The mask comes before exp: what stands at pads is arbitrary and may overflow.

@@ -19,6 +19,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from google.protobuf.message import DecodeError
+
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import Policy, PolicyState
 
@@ -61,6 +63,15 @@ class Releases:
         """
         number(event.version)
         self._last[event.version] = (offset, event)
+
+    def read(self, value: bytes, offset: int) -> PolicyEvent:
+        """Apply a record's value; returns the event. Raises ValueError if it is none, or names no version."""
+        try:
+            event = PolicyEvent.FromString(value)
+        except DecodeError as error:
+            raise ValueError(f"not a policy event: {error}") from None
+        self.apply(event, offset)
+        return event
 
     @property
     def empty(self) -> bool:

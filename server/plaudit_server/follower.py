@@ -16,12 +16,9 @@ import logging
 import time
 from pathlib import Path
 
-from google.protobuf.message import DecodeError
-
 from plaudit.artifacts import ArtifactError, PolicyStore
 from plaudit.events import POLICIES, EventLog, EventLogUnavailable, from_beginning
 from plaudit.releases import BASE, Releases
-from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_server.engine import Engine, EngineError, PolicyVersion
 from plaudit_server.metrics import ServerMetrics
@@ -87,11 +84,9 @@ class Follower:
             for entry in entries:
                 self._positions[entry.topic, entry.partition] = entry.offset + 1
                 try:
-                    event = PolicyEvent.FromString(entry.value)
-                    self.releases.apply(event, entry.offset)
-                except (DecodeError, ValueError) as error:
+                    self.releases.read(entry.value, entry.offset)
+                except ValueError as error:
                     log.error("policy event at offset %d passed over: %s", entry.offset, error)
-                    continue
             if entries and not self.caught_up.is_set():
                 continue  # read all that is there before loading anything: only the last stable version matters
             await self._converge()

@@ -13,6 +13,7 @@ from plaudit_learner.ppo import (
     clipped_surrogate,
     entropy,
     exact_kl,
+    gae,
     leave_one_out,
     masked_whiten,
     ppo_loss,
@@ -35,7 +36,7 @@ def example(seed: int = 0) -> dict[str, Tensor]:
         "ref_logits_BTV": torch.randn(B, T, V, generator=random),
         "tokens_BT": tokens,
         "mask_BT": torch.tensor([[float(t < n) for t in range(T)] for n in LENGTHS]),
-        "advantages_B": torch.tensor([1.5, -0.5, 0.25]),
+        "advantages_BT": torch.tensor([[1.5, 0.5, -1.0, 2.0], [-0.5, -1.5, 0.0, 0.0], [0.25, 0.0, 0.0, 0.0]]),
         "proximal_logprobs_BT": proximal,
         "behaviour_logprobs_BT": proximal + 0.5 * torch.randn(B, T, generator=random),
     }
@@ -57,6 +58,35 @@ def test_leave_one_out_by_hand() -> None:
 def test_leave_one_out_of_one_sample_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         leave_one_out(torch.ones(3, 1))
+
+
+def test_gae_by_hand() -> None:
+    rewards = torch.tensor([[0.0, 0.0, 2.0], [0.0, 1.0, 99.0]])
+    values = torch.tensor([[0.5, 1.0, 1.5], [0.25, 0.5, -99.0]])
+    mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    # Deltas 0.5, 0.5, 0.5 and 0.25, 0.5 (V after the last token is 0). With lambda 0.5, backwards:
+    # 0.5, 0.5 + 0.25, 0.5 + 0.375; and 0.5, 0.25 + 0.25. The pad's reward and value count for nothing.
+    expected = torch.tensor([[0.875, 0.75, 0.5], [0.5, 0.5, 0.0]])
+    torch.testing.assert_close(gae(rewards, values, mask, 0.5), expected)
+
+
+def test_gae_at_its_ends() -> None:
+    """Lambda 1 is the whole return minus the value; lambda 0 is one step of temporal difference."""
+    rewards, values, mask = torch.tensor([[0.0, 0.0, 3.0]]), torch.tensor([[1.0, 2.0, 0.5]]), torch.ones(1, 3)
+    torch.testing.assert_close(gae(rewards, values, mask, 1.0), torch.tensor([[2.0, 1.0, 2.5]]))
+    torch.testing.assert_close(gae(rewards, values, mask, 0.0), torch.tensor([[1.0, -1.5, 2.5]]))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        gae(rewards, values, mask, 1.5)
+
+
+def test_pads_do_not_decay_the_sum() -> None:
+    """A reply's advantages do not depend on how long the longest reply of its batch is."""
+    rewards, values = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.2, 0.7]])
+    alone = gae(rewards, values, torch.ones(1, 2), 0.9)
+    longer_r, longer_v, mask = (torch.cat([x, torch.zeros(1, 5)], dim=1) for x in (rewards, values, torch.ones(1, 2)))
+    padded = gae(longer_r, longer_v, mask, 0.9)
+    torch.testing.assert_close(padded[:, :2], alone)
+    assert not padded[:, 2:].any()
 
 
 def test_within_prompt_deviation_ignores_what_lies_between_prompts() -> None:
@@ -115,7 +145,7 @@ def test_loss_against_plain_python() -> None:
             proximal, behaviour = (float(x[f"{name}_logprobs_BT"][b, t]) for name in ("proximal", "behaviour"))
             ratio = ours[token] / math.exp(proximal)
             weight = min(math.exp(proximal - behaviour), cap)
-            advantage = float(x["advantages_B"][b])
+            advantage = float(x["advantages_BT"][b, t])
             clipped = min(max(ratio, 1 - clip), 1 + clip)
             surrogate += weight * min(ratio * advantage, clipped * advantage) / B
             kl += sum(p * math.log(p / q) for p, q in zip(ours, theirs, strict=True)) / B
@@ -143,6 +173,7 @@ def test_what_stands_at_pads_changes_nothing_and_gets_no_gradient() -> None:
     y["proximal_logprobs_BT"][pads] = -1000.0
     y["behaviour_logprobs_BT"][pads] = 0.0
     y["tokens_BT"][pads] = 0
+    y["advantages_BT"][pads] = 7.0
     torch.testing.assert_close(ppo_loss(**y, beta=0.4, temperature=0.7)[0], loss)
 
 
@@ -160,7 +191,7 @@ def test_reward_reaches_the_last_real_token() -> None:
     for b, length in enumerate(LENGTHS):
         token = int(x["tokens_BT"][b, length - 1])
         # A positive advantage raises the logit of what was sampled: the loss falls with it.
-        assert -gradient[b, length - 1, token].sign() == x["advantages_B"][b].sign()
+        assert -gradient[b, length - 1, token].sign() == x["advantages_BT"][b, length - 1].sign()
     assert metrics.behaviour_weight == pytest.approx(1.0)
     assert metrics.clip_fraction == 0.0
     assert metrics.drift == pytest.approx(0.0, abs=1e-6)
@@ -175,7 +206,7 @@ def test_on_policy_gradient_is_that_of_reinforce_with_kl() -> None:
     ppo_gradient = logits.grad
     logits.grad = None
     logprobs = token_logprobs(logits, x["tokens_BT"], 1.0)[1]
-    (-(x["advantages_B"][:, None] * logprobs * x["mask_BT"]).sum() / B).backward()
+    (-(x["advantages_BT"] * logprobs * x["mask_BT"]).sum() / B).backward()
     assert ppo_gradient is not None
     assert logits.grad is not None
     torch.testing.assert_close(ppo_gradient, logits.grad)
