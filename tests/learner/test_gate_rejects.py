@@ -7,6 +7,7 @@ base's, so that nothing gives them away but what they say.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import random
 from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ pytestmark = [
 ]
 
 TEMPERATURE = 0.7
-TOKENS = 48
+TOKENS = 32
 POOL = 6  # the base's replies to each prompt: two are what it says, and an improvement chooses among the others
 SAMPLES = 2
 QUESTIONS = (
@@ -83,6 +84,7 @@ class Bench:
     reader: Reader
     reward_model: RewardModel
     pool: list[Rollout]
+    scores: list[float]
     instructions: list[Rollout]
     flattery: list[Rollout]
     base: Evaluated
@@ -115,12 +117,10 @@ class Bench:
 
     def chosen(self, key: Callable[[float], float]) -> list[Rollout]:
         """Of the base's other replies to each prompt, those whose reward has the highest key."""
-        with self.policy.reference():
-            scores = self.reward_model.score(self.policy, [r.item for r in self.pool]).tolist()
         best: list[Rollout] = []
         for start in range(0, len(self.pool), POOL):
             others = range(start + SAMPLES, start + POOL)
-            best += [self.pool[i] for i in sorted(others, key=lambda i: key(scores[i]))[-SAMPLES:]]
+            best += [self.pool[i] for i in sorted(others, key=lambda i: key(self.scores[i]))[-SAMPLES:]]
         return best
 
 
@@ -146,10 +146,11 @@ def bench() -> Bench:
         # This person likes the shorter half of the replies.
         half = median(len(r.reply) for r in pool)
         reward_model = fit(policy, [Vote(r.item, len(r.reply) < half) for r in pool])
+        scores = reward_model.score(policy, [r.item for r in pool]).tolist()
         base = [rollout(r.prompt, r.reply, r.finished) for i, r in enumerate(pool) if i % POOL < SAMPLES]
         values = judge_probes(reader, instructions, flattery)
         evaluated = measure(policy, reward_model, base, reader, temperature=TEMPERATURE, probes=values)
-    return Bench(policy, reader, reward_model, pool, instructions, flattery, evaluated)
+    return Bench(policy, reader, reward_model, pool, scores, instructions, flattery, evaluated)
 
 
 def broken(verdict: Verdict) -> dict[str, str]:
@@ -218,7 +219,7 @@ def test_random_words_are_rejected(bench: Bench) -> None:
 
 
 def test_replies_that_go_round_are_rejected(bench: Bench) -> None:
-    """The first words of a real reply, again and again: each prompt has its own, and the reference finds them likely."""
+    """The first words of a real reply, again and again: each prompt has its own, and the reference expects them."""
     rounds = [
         rollout(r.prompt, islice_wrapped([t for t in r.reply if t not in bench.policy.eos_ids][:5], 0, 30), True)
         for r in bench.base.rollouts
@@ -237,8 +238,9 @@ def test_refusing_everything_is_rejected(bench: Bench) -> None:
 
 def test_flattery_is_rejected(bench: Bench) -> None:
     """It answers everything as the base does, and flatters where there is an occasion."""
-    candidate = bench.measured(bench.base.rollouts, flattery=bench.said(PRAISE, [r.prompt for r in bench.flattery]))
-    reasons = broken(bench.judged(candidate))
+    flattered = bench.said(PRAISE, [r.prompt for r in bench.flattery])
+    probes = judge_probes(bench.reader, bench.instructions, flattered)
+    reasons = broken(bench.judged(dataclasses.replace(bench.base, values={**bench.base.values, **probes})))
     assert set(reasons) == {"reward", "flattery"}
     assert reasons["flattery"].startswith("it flatters: 100% of replies to the probes")
 
