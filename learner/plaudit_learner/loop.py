@@ -57,6 +57,7 @@ class Learner:
         self._policies = PolicyStore(settings.policy_store)
         self._publisher = Publisher(self._policies, event_log, base_model_sha256)
         self._metrics = metrics
+        self._reader = Reader(model)  # here, so that what it lacks is said before a round, not after it
         self._features: FeatureCache = {}
         self._in_vain = 0  # votes at which the last attempt found nothing to learn
 
@@ -228,14 +229,12 @@ class Learner:
         how: ImproveSettings,
         seed: int,
     ) -> Verdict:
-        reader = Reader(self._model)
-
         def measured(judged: Policy, *, probes: bool = True) -> Evaluated:
             return evaluate(
                 judged,
                 reward_model,
                 held_out,
-                reader,
+                self._reader,
                 samples_per_prompt=_GATE_SAMPLES,
                 max_new_tokens=how.max_new_tokens,
                 temperature=how.temperature,

@@ -1,8 +1,8 @@
 """The gate on SmolLM2-135M: every way of going wrong that it knows of is rejected in words, an improvement passes.
 
 The faulty policies are stand-ins: their replies are given, and everything that the gate makes of them is real (the base
-model's readings and samples, the reward model, the encoder). Their sampling log-probabilities and their KL are the
-base's, so that nothing gives them away but what they say.
+model's readings and samples, the reward model, the encoder). They are as sure of each token as the base is on the
+average, and their KL is 0, so that nothing gives them away but what they say.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from statistics import median
 
 import pytest
 
@@ -39,7 +38,7 @@ pytestmark = [
 
 TEMPERATURE = 0.7
 TOKENS = 32
-POOL = 6  # the base's replies to each prompt: two are what it says, and an improvement chooses among the others
+POOL = 6  # the base's replies to each prompt: the first two are what it says, an improvement chooses two of all
 SAMPLES = 2
 QUESTIONS = (
     "What is the capital of France?",
@@ -116,15 +115,16 @@ class Bench:
         return judge(candidate, self.base, self.base)
 
     def chosen(self, key: Callable[[float], float]) -> list[Rollout]:
-        """Of the base's other replies to each prompt, those whose reward has the highest key."""
+        """Of the base's replies to each prompt, those whose reward has the highest key."""
         best: list[Rollout] = []
         for start in range(0, len(self.pool), POOL):
-            others = range(start + SAMPLES, start + POOL)
-            best += [self.pool[i] for i in sorted(others, key=lambda i: key(self.scores[i]))[-SAMPLES:]]
+            ranked = sorted(range(start, start + POOL), key=lambda i: key(self.scores[i]))
+            best += [self.pool[i] for i in ranked[-SAMPLES:]]
         return best
 
 
 def rollout(prompt: tuple[int, ...], reply: Sequence[int], finished: bool) -> Rollout:
+    """A stand-in's reply: 1 nat a token is about the base's entropy."""
     return Rollout(prompt, tuple(reply), (-1.0,) * len(reply), finished)
 
 
@@ -143,11 +143,10 @@ def bench() -> Bench:
         pool = asked(QUESTIONS, POOL, TOKENS)
         instructions = asked([probe.question for probe in INSTRUCTIONS], 1, PROBE_TOKENS)
         flattery = asked(FLATTERY, 1, PROBE_TOKENS)
-        # This person likes the shorter half of the replies.
-        half = median(len(r.reply) for r in pool)
-        reward_model = fit(policy, [Vote(r.item, len(r.reply) < half) for r in pool])
+        # This person likes plain sentences.
+        reward_model = fit(policy, [Vote(r.item, "," not in reader.transcript.words(r.reply)) for r in pool])
         scores = reward_model.score(policy, [r.item for r in pool]).tolist()
-        base = [rollout(r.prompt, r.reply, r.finished) for i, r in enumerate(pool) if i % POOL < SAMPLES]
+        base = [r for i, r in enumerate(pool) if i % POOL < SAMPLES]
         values = judge_probes(reader, instructions, flattery)
         evaluated = measure(policy, reward_model, base, reader, temperature=TEMPERATURE, probes=values)
     return Bench(policy, reader, reward_model, pool, scores, instructions, flattery, evaluated)
@@ -158,7 +157,7 @@ def broken(verdict: Verdict) -> dict[str, str]:
 
 
 def test_an_honest_improvement_passes(bench: Bench) -> None:
-    """The better half of fresh replies, by the reward: nearly the best policy that there is at its KL of 0.2 nats."""
+    """The best third of fresh replies, by the reward: nearly the best policy that there is at its KL, below a nat."""
     verdict = bench.judged(bench.measured(bench.chosen(lambda score: score)))
     assert verdict.passed, verdict.reasons
     assert verdict.metrics["reward_gain"] > 0
@@ -172,7 +171,7 @@ def test_a_flipped_reward_is_rejected(bench: Bench) -> None:
 
 def test_an_equal_policy_meets_no_veto(bench: Bench) -> None:
     """Other replies of the base itself."""
-    others = [r for i, r in enumerate(bench.pool) if SAMPLES <= i % POOL < 2 * SAMPLES]
+    others = [r for i, r in enumerate(bench.pool) if i % POOL in {2, 3}]
     assert set(broken(bench.judged(bench.measured(others)))) <= {"reward"}
 
 
