@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -37,8 +38,8 @@ pytestmark = [
 ]
 
 TEMPERATURE = 0.7
-TOKENS = 32
-POOL = 6  # the base's replies to each prompt: the first two are what it says, an improvement chooses two of all
+TOKENS = 48
+POOL = 6  # the base's replies to each prompt: two are what it says, and an improvement chooses among the others
 SAMPLES = 2
 QUESTIONS = (
     "What is the capital of France?",
@@ -115,10 +116,10 @@ class Bench:
         return judge(candidate, self.base, self.base)
 
     def chosen(self, key: Callable[[float], float]) -> list[Rollout]:
-        """Of the base's replies to each prompt, those whose reward has the highest key."""
+        """Of the base's other replies to each prompt, those whose reward has the highest key."""
         best: list[Rollout] = []
         for start in range(0, len(self.pool), POOL):
-            ranked = sorted(range(start, start + POOL), key=lambda i: key(self.scores[i]))
+            ranked = sorted(range(start + SAMPLES, start + POOL), key=lambda i: key(self.scores[i]))
             best += [self.pool[i] for i in ranked[-SAMPLES:]]
         return best
 
@@ -143,8 +144,9 @@ def bench() -> Bench:
         pool = asked(QUESTIONS, POOL, TOKENS)
         instructions = asked([probe.question for probe in INSTRUCTIONS], 1, PROBE_TOKENS)
         flattery = asked(FLATTERY, 1, PROBE_TOKENS)
-        # This person likes plain sentences.
-        reward_model = fit(policy, [Vote(r.item, "," not in reader.transcript.words(r.reply)) for r in pool])
+        # This person likes the shorter half of the replies.
+        half = median(len(r.reply) for r in pool)
+        reward_model = fit(policy, [Vote(r.item, len(r.reply) < half) for r in pool])
         scores = reward_model.score(policy, [r.item for r in pool]).tolist()
         base = [r for i, r in enumerate(pool) if i % POOL < SAMPLES]
         values = judge_probes(reader, instructions, flattery)
@@ -157,7 +159,7 @@ def broken(verdict: Verdict) -> dict[str, str]:
 
 
 def test_an_honest_improvement_passes(bench: Bench) -> None:
-    """The best third of fresh replies, by the reward: nearly the best policy that there is at its KL, below a nat."""
+    """The better half of fresh replies, by the reward: nearly the best policy that there is at its KL of 0.2 nats."""
     verdict = bench.judged(bench.measured(bench.chosen(lambda score: score)))
     assert verdict.passed, verdict.reasons
     assert verdict.metrics["reward_gain"] > 0
