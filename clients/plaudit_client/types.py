@@ -67,6 +67,21 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class GateCheck:
+    """One thing that the gate looked at before a version was let through or rejected."""
+
+    measure: str
+    candidate: float
+    """The version's own figure."""
+    reference: float
+    """What it was compared with: the parent's reward, and else the base model's figure."""
+    bound: float
+    upper: bool
+    """Whether `bound` is the most allowed; if not, the least."""
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """One policy version."""
 
@@ -79,6 +94,8 @@ class Policy:
     changed_at: datetime | None
     metrics: dict[str, float]
     """What was measured of it at the gate."""
+    checks: tuple[GateCheck, ...]
+    """What the gate looked at, in its order; empty for v0."""
 
     @classmethod
     def from_proto(cls, policy: policy_pb2.Policy) -> Policy:
@@ -90,6 +107,10 @@ class Policy:
             reason=policy.reason,
             changed_at=policy.changed_at.ToDatetime(tzinfo=UTC) if policy.HasField("changed_at") else None,
             metrics=dict(policy.metrics),
+            checks=tuple(
+                GateCheck(check.measure, check.candidate, check.reference, check.bound, check.upper, check.kept)
+                for check in policy.checks
+            ),
         )
 
 

@@ -17,7 +17,7 @@ from plaudit.releases import BASE
 from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_learner.config import LearnerSettings
 from plaudit_learner.experience import Experience
-from plaudit_learner.gate import Evaluated, GateSettings, Verdict, evaluate, judge
+from plaudit_learner.gate import Evaluated, GateSettings, Reader, Verdict, evaluate, judge
 from plaudit_learner.improve import ImproveSettings, IterationMetrics, NothingToImproveError, improve
 from plaudit_learner.intake import Intake
 from plaudit_learner.metrics import LearnerMetrics
@@ -57,6 +57,7 @@ class Learner:
         self._policies = PolicyStore(settings.policy_store)
         self._publisher = Publisher(self._policies, event_log, base_model_sha256)
         self._metrics = metrics
+        self._reader = Reader(model)  # here, so that what it lacks is said before a round, not after it
         self._features: FeatureCache = {}
         self._in_vain = 0  # votes at which the last attempt found nothing to learn
 
@@ -237,21 +238,34 @@ class Learner:
         how: ImproveSettings,
         seed: int,
     ) -> Verdict:
-        def measured(judged: Policy) -> Evaluated:
+        def measured(judged: Policy, *, probes: bool = True) -> Evaluated:
             return evaluate(
                 judged,
                 reward_model,
                 held_out,
+                self._reader,
                 samples_per_prompt=_GATE_SAMPLES,
                 max_new_tokens=how.max_new_tokens,
                 temperature=how.temperature,
                 seed=seed,
+                probes=probes,
             )
 
         candidate = measured(policy)
         with policy.reference():
             base = measured(policy)
-        before = base if parent == BASE else measured(self._load(parent, seed))
-        verdict = judge(candidate, before, base, eos_ids=policy.eos_ids, settings=GateSettings(max_kl=how.kl_budget))
-        log.info("gate: %s", {name: round(value, 3) for name, value in verdict.metrics.items()})
+        # The parent is asked for its reward only.
+        before = base if parent == BASE else measured(self._load(parent, seed), probes=False)
+        verdict = judge(candidate, before, base, settings=GateSettings(max_kl=how.kl_budget))
+        self._metrics.gated(verdict.checks)
+        for check in verdict.checks:
+            log.info(
+                "gate: %s %.3f, compared with %.3f, %s %.3f: %s",
+                check.measure,
+                check.candidate,
+                check.reference,
+                "at most" if check.upper else "at least",
+                check.bound,
+                "kept" if check.kept else "broken",
+            )
         return verdict

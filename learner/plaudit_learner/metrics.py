@@ -1,12 +1,16 @@
-"""Prometheus metrics of the learner. Label values are bounded: policy versions and stages, never users."""
+"""Prometheus metrics of the learner. Label values are bounded: versions, stages and the gate's checks, never users."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge
 
 from plaudit_learner.experience import Tally
+
+if TYPE_CHECKING:
+    from plaudit_learner.gate import Check
 
 STAGES = ("starting", "waiting", "rewarding", "improving", "gating", "publishing")
 
@@ -52,6 +56,24 @@ class LearnerMetrics:
         self.ppo_reply_length = Gauge(
             "plaudit_ppo_reply_length", "Mean length of the last update's rollouts, in tokens.", registry=registry
         )
+
+        self.gate = Gauge(
+            "plaudit_gate",
+            "What the gate measured of the last candidate: its own figure, what that was compared with, the bound.",
+            ["measure", "figure"],
+            registry=registry,
+        )
+        self.gate_vetoes = Counter(
+            "plaudit_gate_vetoes", "Candidates that broke a check, by measure.", ["measure"], registry=registry
+        )
+
+    def gated(self, checks: Sequence[Check]) -> None:
+        """Say what the gate found of a candidate."""
+        for check in checks:
+            self.gate.labels(check.measure, "candidate").set(check.candidate)
+            self.gate.labels(check.measure, "reference").set(check.reference)
+            self.gate.labels(check.measure, "bound").set(check.bound)
+            self.gate_vetoes.labels(check.measure).inc(not check.kept)
 
     def tally(self, tallies: Mapping[str, Tally]) -> None:
         """Say how each version is liked."""

@@ -11,7 +11,7 @@ from plaudit.artifacts import PolicyStore
 from plaudit.events import POLICIES, EventLog, Record
 from plaudit.releases import Releases, number
 from plaudit.v1.events_pb2 import PolicyEvent
-from plaudit.v1.policy_pb2 import PolicyState
+from plaudit.v1.policy_pb2 import GateCheck, PolicyState
 from plaudit_learner.gate import Verdict
 from plaudit_learner.policy import Policy
 
@@ -43,6 +43,17 @@ class Publisher:
         """
         version = self._next_name(releases)
         event = PolicyEvent(schema_version=1, version=version, parent=parent, actor="learner", metrics=metrics)
+        event.checks.extend(
+            GateCheck(
+                measure=check.measure,
+                candidate=check.candidate,
+                reference=check.reference,
+                bound=check.bound,
+                upper=check.upper,
+                kept=check.kept,
+            )
+            for check in verdict.checks
+        )
         if not verdict.passed:
             self._announce(event, PolicyState.POLICY_STATE_REJECTED, "; ".join(verdict.reasons))
             return event

@@ -128,6 +128,7 @@ class Releases:
             reason=event.reason,
             changed_at=event.time,
             metrics=event.metrics,
+            checks=event.checks,
         )
 
     def refusal(self, version: str, state: PolicyState.ValueType) -> str | None:

@@ -107,6 +107,7 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
             event.parent = known.parent
             event.manifest_sha256 = known.manifest_sha256
             event.metrics.update(known.metrics)
+            event.checks.extend(known.checks)
         event.time.GetCurrentTime()
         offset = releases.offset(version)
         try:

@@ -128,6 +128,8 @@ class Script(ChatServiceServicer, FeedbackServiceServicer, PolicyServiceServicer
     def _policy(self, version: str, state: policy_pb2.PolicyState.ValueType) -> policy_pb2.Policy:
         policy = policy_pb2.Policy(version=version, state=state, reason="because [it] could", metrics={"kl": 0.5})
         policy.changed_at.FromJsonString("2026-11-23T12:00:00Z")
+        policy.checks.add(measure="reward", candidate=0.25, reference=0.125, bound=0.2, upper=False, kept=True)
+        policy.checks.add(measure="longer", candidate=80.5, reference=50.0, bound=75.0, upper=True, kept=False)
         return policy
 
     async def ListPolicies(

@@ -241,7 +241,13 @@ async def test_policies(run: Run, script: Script) -> None:
     assert "stable (loaded)" in newest
     assert "kl 0.5" in newest
     assert "because [it] could" in newest
-    assert "kl       0.5\n" in (await run("policies", "show", "v1")).out
+    shown = (await run("policies", "show", "v1")).out
+    assert "kl       0.5\n" in shown
+    assert shown.splitlines()[-3:] == [
+        "the gate  this version  base            bound",
+        "reward    0.250         0.125 (parent)  at least 0.200  ok",
+        "longer    80.500        50.000          at most 75.000  REJECTED",
+    ]
     assert (await run("policies", "promote", "v1", "--reason", "good")).out == "v1 is stable\n"
     assert (await run("policies", "rollback")).out == "v1 is rolled back; v0 serves\n"
     assert script.reasons == ["good", ""]

@@ -19,6 +19,7 @@ from plaudit_client import (
     Durability,
     FailedPrecondition,
     FinishReason,
+    GateCheck,
     InvalidRequest,
     NotFound,
     PlauditError,
@@ -295,6 +296,11 @@ async def test_policies(client: AsyncClient, script: Script) -> None:
         "stable",
         {"kl": 0.5},
         "2026-11-23T12:00:00+00:00",
+    )
+    assert base.checks == ()
+    assert newest.checks == (
+        GateCheck("reward", 0.25, 0.125, 0.2, upper=False, kept=True),
+        GateCheck("longer", 80.5, 50.0, 75.0, upper=True, kept=False),
     )
     assert (await client.get_policy("v1")).version == "v1"
     with pytest.raises(NotFound, match="no version v9"):

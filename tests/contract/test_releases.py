@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from plaudit.releases import Releases
 from plaudit.v1.events_pb2 import PolicyEvent
-from plaudit.v1.policy_pb2 import PolicyState
+from plaudit.v1.policy_pb2 import GateCheck, PolicyState
 
 CANDIDATE = PolicyState.POLICY_STATE_CANDIDATE
 STABLE = PolicyState.POLICY_STATE_STABLE
@@ -38,6 +38,15 @@ def test_the_base_model_is_stable_from_the_start() -> None:
     assert (releases.stable, releases.previous, releases.versions()) == ("v0", "v0", ["v0"])
     assert state(releases, "v0") == STABLE
     assert releases.policy("v1") is None
+
+
+def test_what_the_gate_found_is_shown() -> None:
+    releases = Releases()
+    check = GateCheck(measure="kl", candidate=4.0, bound=3.0, upper=True)
+    releases.apply(PolicyEvent(version="v1", state=REJECTED, metrics={"kl": 4.0}, checks=[check]), 0)
+    policy = releases.policy("v1")
+    assert policy is not None
+    assert list(policy.checks) == [check]
 
 
 def test_the_one_promoted_last_is_stable_and_the_one_before_is_retired() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from plaudit_learner.gate import Evaluated, evaluate, judge
+from plaudit_learner.gate import Evaluated, Reader, evaluate, judge
 from plaudit_learner.improve import ImproveSettings, IterationMetrics, improve
 from plaudit_learner.policy import Policy
 from plaudit_learner.reward import RewardModel, Vote, fit
@@ -49,9 +49,12 @@ def reward_model(policy: Policy, seed: int = 0) -> RewardModel:
 def test_learning_happens(tiny_model: Path) -> None:
     policy = Policy.load(tiny_model)
     model = reward_model(policy)
+    reader = Reader(tiny_model)
 
     def evaluated() -> Evaluated:
-        return evaluate(policy, model, prompts(40, 1), samples_per_prompt=4, max_new_tokens=24, temperature=1.0, seed=5)
+        return evaluate(
+            policy, model, prompts(40, 1), reader, samples_per_prompt=4, max_new_tokens=24, temperature=1.0, seed=5
+        )
 
     base = evaluated()
     seen: list[IterationMetrics] = []
@@ -60,7 +63,7 @@ def test_learning_happens(tiny_model: Path) -> None:
 
     assert approval(candidate.rollouts) > approval(base.rollouts) + 0.07, "approval on held-out prompts did not go up"
     assert candidate.kl < SETTINGS.kl_stop
-    verdict = judge(candidate, base, base, eos_ids=policy.eos_ids)
+    verdict = judge(candidate, base, base)
     assert verdict.passed, verdict.reasons
     assert result.stopped is None
     assert result.iterations == seen
