@@ -68,7 +68,7 @@ def encode_pairs(policy: Policy, template: ChatTemplate, pairs: Sequence[Pair], 
     mean_PLH and last_PLH: hidden states of every fifth layer, their mean over the reply and the one of its last token;
     float16. shape_P2: length in tokens, and whether the reply is whole.
     """
-    layers = list(range(0, policy.layers + 1, max(1, policy.layers // 6)))
+    layers = read_layers(policy.layers)
     cache.mkdir(parents=True, exist_ok=True)
     chunks, began = [], time.monotonic()
     for start in range(0, len(pairs), CHUNK):
@@ -83,6 +83,11 @@ def encode_pairs(policy: Policy, template: ChatTemplate, pairs: Sequence[Pair], 
             print(f"features of {start + len(chunk)} of {len(pairs)} pairs after {minutes:.1f} minutes", flush=True)
         chunks.append(load_file(file))
     return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def read_layers(depth: int) -> list[int]:
+    """The layers whose states are kept: seven, from the embeddings to the last."""
+    return list(range(0, depth + 1, max(1, depth // 6)))
 
 
 def _encode(items: Sequence[PromptReply], policy: Policy, layers: Sequence[int]) -> dict[str, Tensor]:

@@ -108,7 +108,7 @@ class RewardModel:
         """
         if len(features_ND) < 2:
             raise ValueError(f"{len(features_ND)} replies have no variance: give at least 2")
-        lowered = {term.aspect: self._lowered(features_ND, term.aspect) for term in self.terms}
+        lowered = {term.aspect: self.lowered(features_ND, term.aspect) for term in self.terms}
         model = replace(self, _scale={aspect: _mean_sd(margin_N) for aspect, margin_N in lowered.items()})
         model._scale[""] = _mean_sd(model._combined(features_ND))
         return model
@@ -148,7 +148,8 @@ class RewardModel:
     def _scaled(self, features_ND: Tensor) -> Tensor:
         return (features_ND - self.weights["mean_D"]) / self.weights["scale_D"]
 
-    def _lowered(self, features_ND: Tensor, aspect: str) -> Tensor:
+    def lowered(self, features_ND: Tensor, aspect: str) -> Tensor:
+        """Margins (N,) less `pessimism` deviations."""
         margin_N = self.margin(features_ND, aspect)
         if self.pessimism == 0:
             return margin_N
@@ -160,7 +161,7 @@ class RewardModel:
         total_N = torch.zeros(len(features_ND))
         for term in self.terms:
             mean, sd = self._scale[term.aspect]
-            z_N = (self._lowered(features_ND, term.aspect) - mean) / sd
+            z_N = (self.lowered(features_ND, term.aspect) - mean) / sd
             total_N += (term.weight * z_N).clamp(max=term.cap)
         return total_N
 

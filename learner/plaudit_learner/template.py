@@ -39,12 +39,12 @@ class ChatTemplate:
             )
         )
 
-    def reply(self, text: str) -> tuple[int, ...]:
-        """Token ids of a whole reply, with the end-of-sequence token after it.
+    def reply(self, text: str, field: str = "reply") -> tuple[int, ...]:
+        """Token ids of a whole reply, with the end-of-sequence token after it; errors call it `field`.
 
         Raises ValueError if it holds one of the template's own tokens: it would be read as a turn that nobody took.
         """
-        self._refuse_special("reply", text)
+        self._refuse_special(field, text)
         return (*self._tokenizer(text, add_special_tokens=False).input_ids, self._tokenizer.eos_token_id)
 
     def _refuse_special(self, field: str, text: str) -> None:
