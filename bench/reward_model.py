@@ -97,6 +97,7 @@ def main() -> int:
     parser.add_argument("--size", choices=["small", "full"], default="full")
     parser.add_argument("--data", type=Path, default=HARMLESS)
     parser.add_argument("--model", default=base_model.PACKAGED)
+    parser.add_argument("--pairs", type=int, help="only the first so many pairs of the file")
     parser.add_argument("--cache", type=Path, help="keep the features here, and go on from those that are there")
     arguments = parser.parse_args()
     if not arguments.data.exists():
@@ -108,7 +109,7 @@ def main() -> int:
 
 def measure(arguments: argparse.Namespace, temporary: Path) -> int:
     began = time.monotonic()
-    pairs = read_pairs(arguments.data)
+    pairs = read_pairs(arguments.data)[: arguments.pairs]
     if arguments.size == "small":
         from tests.tiny_model import make_tiny_model
 

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plaudit.settings import parse as read_settings
 from plaudit_learner.aspects import DEFAULT, Term, parse
+from plaudit_learner.config import LearnerSettings
 
 NUMBERS = st.integers(1, 10_000).map(lambda n: n / 100)
 
@@ -62,3 +64,12 @@ def test_anything_else_is_a_value_error(text: str) -> None:
 def test_says_what_is_wrong(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse(text)
+
+
+def test_the_setting_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    needed = ["--event-log=sqlite:e", "--policy-store=p", "--state-dir=s"]
+    right = read_settings(LearnerSettings, "plaudit-learner", [*needed, "--reward=tone=0.5<=1.0,quality"])
+    assert (right.aspect, right.aspects, right.terms[0].cap) == ("tone", ("tone", "quality"), 1.0)
+    with pytest.raises(SystemExit):
+        read_settings(LearnerSettings, "plaudit-learner", [*needed, "--reward=quality=0"])
+    assert "--reward: Value error, quality: a weight of 0 has no effect" in capsys.readouterr().err
