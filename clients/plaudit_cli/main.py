@@ -16,6 +16,8 @@ COMMANDS = {
     "vote": ("plaudit_cli.vote:vote", "Vote on a reply by its receipt."),
     "policies": ("plaudit_cli.policies:app", "List, show, promote and roll back policy versions."),
     "simulate": ("plaudit_cli.simulate:simulate", "Let simulated users chat and vote."),
+    "import": ("plaudit_cli.import_:import_", "Import feedback that people already have."),
+    "evaluate": ("plaudit_cli.evaluate:app", "Judge what was learnt by data that it was not learnt from."),
     "doctor": ("plaudit_cli.doctor:doctor", "Say what is installed, what answers, and what is wrong."),
 }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from plaudit.base_model import PACKAGED
 from plaudit.settings import Settings
+from plaudit_learner.aspects import DEFAULT_ASPECT, Term, parse
 
 
 class LearnerSettings(Settings):
@@ -25,8 +26,10 @@ class LearnerSettings(Settings):
     """This learner's own directory: the experience store. Only one learner may use it at a time."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Port of Prometheus metrics, on loopback; 0: none."""
-    aspect: str = "quality"
-    """The aspect whose thumbs are learnt from."""
+    reward: str = DEFAULT_ASPECT
+    """Aspects that make it up, NAME[=WEIGHT][<=CAP],…: quality=1.0,tone=0.5<=1.0; a cap is the most it may add."""
+    pessimism: float = Field(default=1.0, ge=0)
+    """How far a reward is lowered for what the reward model does not know, in its own standard deviations; 0: not."""
     votes_per_round: int = Field(default=40, ge=4)
     """New votes that start a round: reward model, PPO, gate, publication."""
     window: int = Field(default=4000, ge=16)
@@ -52,3 +55,24 @@ class LearnerSettings(Settings):
     """Of all that is random; a round's own seed follows from it and the round's number."""
     exit_with_parent: bool = False
     """Also stop when standard input ends (for supervisors)."""
+
+    @field_validator("reward")
+    @classmethod
+    def _reward_is_readable(cls, reward: str) -> str:
+        parse(reward)
+        return reward
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The parts of the reward."""
+        return parse(self.reward)
+
+    @property
+    def aspects(self) -> tuple[str, ...]:
+        """The aspects whose judgements are counted."""
+        return tuple(term.aspect for term in self.terms)
+
+    @property
+    def aspect(self) -> str:
+        """The aspect that is named first: its thumbs are the approval that metrics show."""
+        return self.aspects[0]

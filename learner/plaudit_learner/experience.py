@@ -15,17 +15,19 @@ from __future__ import annotations
 
 import array
 import hashlib
+import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from plaudit.releases import IMPORTED
 from plaudit.v1.events_pb2 import Feedback, Interaction, PolicyEvent
 from plaudit.v1.feedback_pb2 import Thumb
 from plaudit.v1.sampling_pb2 import FinishReason
+from plaudit_learner.judgements import Preference, Rating, Vote
 from plaudit_learner.policy import PromptReply
-from plaudit_learner.reward import Preference, Vote
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS interactions (
@@ -68,6 +70,9 @@ CREATE VIEW IF NOT EXISTS standing AS
           AND (later.at, later.feedback_id) > (said.at, said.feedback_id)
     );
 """
+
+
+_RATED = 10  # a rating's value is this much above its points, so that it is no thumb
 
 
 class OtherBaseModel(ValueError):
@@ -126,7 +131,7 @@ class Experience:
                 record.response_id,
                 record.policy_version,
                 record.user,
-                hashlib.sha256(prompt).hexdigest(),
+                _key(prompt),
                 prompt,
                 array.array("I", record.reply_token_ids).tobytes(),
                 array.array("f", record.behaviour_logprobs).tobytes(),
@@ -181,34 +186,47 @@ class Experience:
         rows = self._db.execute("SELECT event FROM policies ORDER BY offset")
         return [PolicyEvent.FromString(event) for (event,) in rows]
 
+    def aspects(self, window: int) -> list[str]:
+        """What of the last `window` replies was voted on, in alphabetical order."""
+        rows = self._db.execute(
+            "SELECT DISTINCT s.aspect FROM standing AS s JOIN interactions AS i USING (response_id)"
+            " WHERE s.slot != 'comment' AND i.at >= iif(i.policy_version = :foreign, :imported, :live)"
+            " ORDER BY s.aspect",
+            self._window(window),
+        )
+        return [aspect for (aspect,) in rows]
+
     def votes(self, aspect: str, window: int) -> list[Vote]:
         """Thumbs that stand on the last `window` replies, oldest first; those whose reply is not here yet wait."""
-        rows = self._db.execute(
-            "SELECT i.prompt, i.reply, i.finish_reason, s.value"
-            " FROM standing AS s JOIN interactions AS i USING (response_id)"
-            " WHERE s.slot = 'vote' AND s.aspect = ? AND s.value IN (1, -1) AND i.at >= ?"
-            " ORDER BY i.at, i.response_id, s.user",
-            (aspect, self._window_start(window)),
-        )
-        return [Vote(_reply(prompt, reply, reason), value == 1) for prompt, reply, reason, value in rows]
+        thumbs = self._votes(aspect, window, (1, -1))
+        return [Vote(item, value == 1, user=user, aspect=aspect) for item, value, user in thumbs]
+
+    def ratings(self, aspect: str, window: int) -> list[Rating]:
+        """Ratings that stand on the last `window` replies, oldest first."""
+        stars = self._votes(aspect, window, range(_RATED + 1, _RATED + 6))
+        return [Rating(item, value - _RATED, user=user, aspect=aspect) for item, value, user in stars]
 
     def preferences(self, aspect: str, window: int) -> list[Preference]:
         """Preferences that stand between two of the last `window` replies to the same prompt."""
         rows = self._db.execute(
-            "SELECT b.prompt, b.reply, b.finish_reason, w.reply, w.finish_reason"
-            " FROM standing AS s JOIN interactions AS b ON b.response_id = s.response_id"
-            " JOIN interactions AS w ON 'over ' || w.response_id = s.slot AND w.prompt_key = b.prompt_key"
-            " WHERE s.aspect = ? AND b.at >= ? ORDER BY b.at, b.response_id, s.user",
-            (aspect, self._window_start(window)),
+            "SELECT i.prompt, i.reply, i.finish_reason, w.reply, w.finish_reason, s.user"
+            " FROM standing AS s JOIN interactions AS i ON i.response_id = s.response_id"
+            " JOIN interactions AS w ON 'over ' || w.response_id = s.slot AND w.prompt_key = i.prompt_key"
+            " WHERE s.aspect = :aspect AND i.at >= iif(i.policy_version = :foreign, :imported, :live)"
+            " ORDER BY i.at, i.response_id, s.user, w.response_id",
+            {"aspect": aspect, **self._window(window)},
         )
-        return [Preference(_reply(prompt, better, b), _reply(prompt, worse, w)) for prompt, better, b, worse, w in rows]
+        return [
+            Preference(_reply(prompt, better, i), _reply(prompt, worse, w), user=user, aspect=aspect)
+            for prompt, better, i, worse, w, user in rows
+        ]
 
-    def count_votes(self, aspect: str) -> int:
-        """Thumbs that stand on replies that are here: every vote counted once."""
+    def count_votes(self, *aspects: str) -> int:
+        """Thumbs, ratings and preferences that stand on replies that are here: every judgement counted once."""
         (count,) = self._db.execute(
             "SELECT count(*) FROM standing JOIN interactions USING (response_id)"
-            " WHERE slot = 'vote' AND aspect = ? AND value IN (1, -1)",
-            (aspect,),
+            " WHERE slot != 'comment' AND aspect IN (SELECT value FROM json_each(?))",
+            (json.dumps(aspects),),
         ).fetchone()
         return int(count)
 
@@ -217,19 +235,24 @@ class Experience:
         rows = self._db.execute(
             "SELECT i.policy_version, sum(s.value = 1), sum(s.value = -1)"
             " FROM standing AS s JOIN interactions AS i USING (response_id)"
-            " WHERE s.slot = 'vote' AND s.aspect = ? GROUP BY i.policy_version",
-            (aspect,),
+            " WHERE s.slot = 'vote' AND s.aspect = ? AND i.policy_version != ? GROUP BY i.policy_version",
+            (aspect, IMPORTED),
         )
         return {version: Tally(up, down) for version, up, down in rows}
 
     def prompts(self, window: int) -> dict[str, tuple[int, ...]]:
-        """The distinct prompts of the last `window` replies, by their key, the most recent first."""
+        """The distinct prompts of the last `window` replies, by their key, the most recent first; none imported."""
         rows = self._db.execute(
-            "SELECT prompt_key, prompt FROM interactions WHERE at >= ?"
+            "SELECT prompt_key, prompt FROM interactions WHERE policy_version != :foreign AND at >= :live"
             " GROUP BY prompt_key ORDER BY max(at) DESC, prompt_key",
-            (self._window_start(window),),
+            self._window(window),
         )
         return {key: _tokens(prompt) for key, prompt in rows}
+
+    def knows(self, prompt: Sequence[int]) -> bool:
+        """Whether there is a reply to this prompt."""
+        query = "SELECT 1 FROM interactions WHERE prompt_key = ? LIMIT 1"
+        return self._db.execute(query, (_key(array.array("I", prompt).tobytes()),)).fetchone() is not None
 
     def usual_sampling(self, window: int) -> tuple[float, int] | None:
         """(temperature, max_tokens) most often asked for in the last `window` sampled replies; None if there is none.
@@ -237,17 +260,35 @@ class Experience:
         Greedy replies do not count: nothing can be learnt about alternatives from one that has none.
         """
         row = self._db.execute(
-            "SELECT temperature, max_tokens FROM interactions WHERE at >= ? AND temperature > 0"
+            "SELECT temperature, max_tokens FROM interactions"
+            " WHERE policy_version != :foreign AND at >= :live AND temperature > 0"
             " GROUP BY temperature, max_tokens ORDER BY count(*) DESC, temperature, max_tokens LIMIT 1",
-            (self._window_start(window),),
+            self._window(window),
         ).fetchone()
         return (float(row[0]), int(row[1])) if row else None
 
-    def _window_start(self, window: int) -> int:
-        row = self._db.execute(
-            "SELECT at FROM interactions ORDER BY at DESC LIMIT 1 OFFSET ?", (window - 1,)
-        ).fetchone()
-        return int(row[0]) if row else 0
+    def _votes(self, aspect: str, window: int, values: Sequence[int]) -> list[tuple[PromptReply, int, str]]:
+        rows = self._db.execute(
+            "SELECT i.prompt, i.reply, i.finish_reason, s.value, s.user"
+            " FROM standing AS s JOIN interactions AS i USING (response_id)"
+            " WHERE s.slot = 'vote' AND s.aspect = :aspect AND s.value IN (SELECT value FROM json_each(:values_))"
+            " AND i.at >= iif(i.policy_version = :foreign, :imported, :live) ORDER BY i.at, i.response_id, s.user",
+            {"aspect": aspect, "values_": json.dumps(list(values)), **self._window(window)},
+        )
+        return [(_reply(prompt, reply, reason), value, user) for prompt, reply, reason, value, user in rows]
+
+    def _window(self, size: int) -> dict[str, int | str]:
+        """When the last `size` replies began, in microseconds, of those sampled here and of those that were imported.
+
+        Each kind has a window of its own: a large file must not push out what people say now.
+        """
+        query = "SELECT at FROM interactions WHERE (policy_version = ?) = ? ORDER BY at DESC LIMIT 1 OFFSET ?"
+
+        def start(imported: bool) -> int:
+            row = self._db.execute(query, (IMPORTED, imported, size - 1)).fetchone()
+            return int(row[0]) if row else 0
+
+        return {"foreign": IMPORTED, "imported": start(True), "live": start(False)}
 
 
 def _slot(record: Feedback) -> tuple[str, int, str]:
@@ -256,12 +297,16 @@ def _slot(record: Feedback) -> tuple[str, int, str]:
     if verdict == "thumb":
         return "vote", 1 if record.thumb == Thumb.THUMB_UP else -1, ""
     if verdict == "rating":
-        return "vote", 10 + record.rating, ""  # 11 to 15: no thumb
+        return "vote", _RATED + record.rating, ""
     if verdict == "preferred_over":
         return f"over {record.preferred_over}", 1, ""
     if verdict == "comment":
         return "comment", 0, record.comment
     return "retraction", 0, ""
+
+
+def _key(prompt: bytes) -> str:
+    return hashlib.sha256(prompt).hexdigest()
 
 
 def _tokens(blob: bytes) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from plaudit.events import DEAD_LETTERS, FEEDBACK, INTERACTIONS, POLICIES, Entry, EventLog, Record, from_beginning
-from plaudit.releases import Releases
+from plaudit.releases import IMPORTED, Releases
 from plaudit.v1.events_pb2 import DeadLetter, Feedback, Interaction
 from plaudit.v1.feedback_pb2 import Thumb
 from plaudit_learner.experience import Experience
@@ -108,7 +108,10 @@ def _interaction(value: bytes) -> Interaction:
         raise Poison("response_id or policy_version is missing")
     if not record.prompt_token_ids or not record.reply_token_ids:
         raise Poison("prompt_token_ids or reply_token_ids is empty")
-    if len(record.behaviour_logprobs) != len(record.reply_token_ids):
+    if record.policy_version == IMPORTED:
+        if record.behaviour_logprobs:
+            raise Poison("an imported reply has behaviour_logprobs, which nobody can know")
+    elif len(record.behaviour_logprobs) != len(record.reply_token_ids):
         raise Poison(
             f"{len(record.reply_token_ids)} reply_token_ids, but {len(record.behaviour_logprobs)} behaviour_logprobs"
         )

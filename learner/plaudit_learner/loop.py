@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -36,6 +37,7 @@ _KL_STOP = 0.85  # of the budget: what is undone must stand below the gate's bou
 _GATE_PROMPTS = 48
 _GATE_REPLIES = 288  # with fewer prompts, more samples of each: with 100 replies a gain of 0.15 deviations is missed
 _GATE_SAMPLES = 4, 12  # the fewest and the most of one prompt
+_REWARD_MODELS = "reward-models"  # within the state directory, by round
 
 
 class Learner:
@@ -88,7 +90,7 @@ class Learner:
 
     def _due(self) -> bool:
         _, votes_then = self._last_round()
-        new = self._store.count_votes(self._settings.aspect) - max(votes_then, self._in_vain)
+        new = self._store.count_votes(*self._settings.aspects) - max(votes_then, self._in_vain)
         return new >= self._settings.votes_per_round
 
     def _last_round(self) -> tuple[int, int]:
@@ -101,7 +103,7 @@ class Learner:
         settings, began = self._settings, time.monotonic()
         number = self._last_round()[0] + 1
         seed = settings.seed + 1000 * number
-        count = self._store.count_votes(settings.aspect)
+        count = self._store.count_votes(*settings.aspects)
         parent = self._intake.releases.stable
         log.info("round %d: %d votes, to be better than %s", number, count, parent)
 
@@ -159,28 +161,54 @@ class Learner:
 
     def _fit(self, policy: Policy) -> RewardModel:
         """Raises NotEnoughVotesError."""
-        settings = self._settings
-        votes = self._store.votes(settings.aspect, settings.window)
-        preferences = self._store.preferences(settings.aspect, settings.window)
-        judged = {vote.item for vote in votes}.union(*((pair.chosen, pair.rejected) for pair in preferences))
+        settings, store = self._settings, self._store
+        aspects = store.aspects(settings.window)
+        votes = [vote for aspect in aspects for vote in store.votes(aspect, settings.window)]
+        ratings = [rating for aspect in aspects for rating in store.ratings(aspect, settings.window)]
+        preferences = [pair for aspect in aspects for pair in store.preferences(aspect, settings.window)]
+        judged = {vote.item for vote in votes} | {rating.item for rating in ratings}
+        judged |= {item for pair in preferences for item in (pair.chosen, pair.rejected)}
         self._features = {item: features for item, features in self._features.items() if item in judged}
-        reward_model = fit(policy, votes, preferences, cache=self._features)
-        quality = reward_model.metrics
-        self._metrics.reward_model_auc.set(quality.auc)
-        self._metrics.reward_model_accuracy.set(quality.accuracy)
-        log.info(
-            "reward model: %d votes (%.0f%% up), %d preferences; held out by prompt: AUC %.2f, accuracy %.2f",
-            quality.votes,
-            100 * quality.approval,
-            quality.preferences,
-            quality.auc,
-            quality.accuracy,
+        reward_model = fit(
+            policy,
+            votes,
+            preferences,
+            ratings,
+            terms=settings.terms,
+            pessimism=settings.pessimism,
+            cache=self._features,
+            before=self._last_reward_model(),
         )
-        if quality.votes and not quality.auc > _LEAST_AUC:
-            raise NotEnoughVotesError(
-                f"it cannot tell liked from disliked yet (AUC {quality.auc:.2f}, at least {_LEAST_AUC} is needed)"
-            )
+        self._keep(reward_model)
+        self._metrics.reward_model_auc.set(reward_model.metrics.auc)
+        self._metrics.reward_model_accuracy.set(reward_model.metrics.accuracy)
+        for aspect, quality in reward_model.heads.items():
+            log.info("reward model of %s: %s", aspect, quality.summary())
+        for term in settings.terms:
+            quality = reward_model.heads[term.aspect]
+            if not quality.discrimination > _LEAST_AUC:
+                raise NotEnoughVotesError(
+                    f"it cannot tell good from bad {term.aspect} yet "
+                    f"(AUC {quality.discrimination:.2f}, at least {_LEAST_AUC} is needed)"
+                )
         return reward_model
+
+    def _last_reward_model(self) -> RewardModel | None:
+        """That of the last round that ended, from which the next one starts.
+
+        Never that of a round that was begun: begun again, the round would end in other digits than it would have.
+        """
+        try:
+            return RewardModel.load(self._settings.state_dir / _REWARD_MODELS / str(self._last_round()[0]))
+        except (OSError, ValueError):
+            return None
+
+    def _keep(self, reward_model: RewardModel) -> None:
+        directory, last = self._settings.state_dir / _REWARD_MODELS, self._last_round()[0]
+        reward_model.save(directory / str(last + 1))
+        for other in directory.iterdir():
+            if other.name not in (str(last), str(last + 1)):
+                shutil.rmtree(other)
 
     def _prompts(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
         """Prompts to train on, and prompts that only the gate sees, told apart by their hash for ever.

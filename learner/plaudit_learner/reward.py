@@ -1,184 +1,271 @@
-"""The reward model: how much people would like a reply, from thumbs and preferences.
+"""The reward model: how much people would like a reply, from thumbs, ratings and preferences on its aspects.
 
-A linear head on frozen features of the reference policy (`features.py`), fitted to thumbs by logistic
-regression and to preferences by the Bradley-Terry model (Bradley and Terry 1952; Christiano et al. 2017,
-section 2.2.3), both with one L2 penalty that grouped cross-validation chooses. The problem is convex: it has one
-answer, found in a second, with no seed and no early stopping.
+One backbone, one linear head for each aspect: the features are the frozen reference policy's (`features.py`), a head
+is the one answer of a convex problem (`head.py`), its L2 penalty chosen by cross-validation over prompts. The reward is
+a declared combination of aspects (`aspects.py`), each taken pessimistically and up to its cap:
 
-Shapes: N judgements, D features, K coordinates (at most N).
+    z_a    = (m_a - k * sd_a(m_a) - mean) / sd       m_a: log-odds of a thumb up; mean, sd: of the reference's replies
+    reward = (sum_a min(weight_a * z_a, cap_a) - mean) / sd, clipped
+
+Shapes: N judgements or replies, M replies that were judged, D features, K coordinates (at most N or D).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import softplus
 
+from plaudit_learner import aspects, head
+from plaudit_learner.aspects import DEFAULT, Term
+from plaudit_learner.calibration import Bin, auc
 from plaudit_learner.features import SHAPE_FEATURES, encode
+from plaudit_learner.judgements import (
+    Judgement,
+    NotEnoughVotesError,
+    Preference,
+    Rating,
+    Vote,
+    require_enough,
+)
 from plaudit_learner.policy import Policy, PromptReply
+from plaudit_learner.validation import RewardMetrics, validate
 
-FOLDS = 5
-PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-"""Candidates for the L2 penalty; the loss is a mean over judgements, the features are scaled by `_scaling`."""
+__all__ = ["NotEnoughVotesError", "Preference", "Rating", "RewardMetrics", "RewardModel", "Vote", "auc", "fit"]
+
 CLIP = 3.0
-"""Scores are clipped to this many deviations: the linear head is not to be trusted far from what was voted on."""
-
-
-class NotEnoughVotesError(ValueError):
-    """There are too few votes, or all are alike: nothing can be learned from them."""
-
-
-@dataclass(frozen=True)
-class Vote:
-    """A thumb on a reply. Made by the intake."""
-
-    item: PromptReply
-    liked: bool
-    weight: float = 1.0
-    """Below 1 for voters who vote very much."""
-
-
-@dataclass(frozen=True)
-class Preference:
-    """Of two replies to one prompt, the one preferred."""
-
-    chosen: PromptReply
-    rejected: PromptReply
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class RewardMetrics:
-    """How good the model is on prompts that it was not fitted on (`FOLDS`-fold cross-validation by prompt)."""
-
-    votes: int
-    preferences: int
-    approval: float
-    """Thumbs-up divided by all thumbs."""
-    auc: float
-    """Probability that an upvoted reply scores above a downvoted one, over prompts."""
-    accuracy: float
-    """Share of judgements predicted right."""
-    bce: float
-    """Mean negative log-likelihood, nats a judgement."""
-    bce_constant: float
-    """The same of a model that knows the approval rate only: what `bce` has to beat."""
-    penalty: float
-    """The L2 penalty chosen."""
-
+"""Rewards are clipped to this many deviations: the linear head is not to be trusted far from what was voted on."""
+_KNOWN = 1e-3  # directions of which the judgements say less than this share are left to the prior
 
 FeatureCache = dict[PromptReply, Tensor]
 """Features of replies read before; the caller keeps it between fits, and bounds it."""
+T = TypeVar("T", bound=Judgement)
 
 
+@dataclass(frozen=True)
 class RewardModel:
-    """A linear head on standardised features. Made by `fit` or `load`."""
+    """Heads on standardised features, and how they make up the reward. Made by `fit`, `fit_features` or `load`."""
 
-    def __init__(self, weights: dict[str, Tensor], metrics: RewardMetrics) -> None:
-        self.weights = weights
-        self.metrics = metrics
+    weights: dict[str, Tensor]
+    """mean_D and scale_D standardise the features; each aspect's are named `aspect.…`."""
+    heads: dict[str, RewardMetrics]
+    """The aspects that a head was fitted for."""
+    terms: tuple[Term, ...] = DEFAULT
+    pessimism: float = 0.0
+    """How many deviations of its own uncertainty a margin is lowered by."""
+    _scale: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Over the reference replies: mean and deviation of each aspect's lowered margin, and under "" of the whole."""
 
-    def margin(self, features_ND: Tensor) -> Tensor:
-        """The log-odds of a thumb up (N,), float32."""
-        scaled_ND = (features_ND - self.weights["mean_D"]) / self.weights["scale_D"]
-        return scaled_ND @ self.weights["weight_D"] + self.weights["bias"]
+    @property
+    def metrics(self) -> RewardMetrics:
+        """Those of the aspect that weighs most."""
+        return self.heads[max(self.terms, key=lambda term: abs(term.weight)).aspect]
+
+    def margin(self, features_ND: Tensor, aspect: str | None = None) -> Tensor:
+        """The log-odds of a thumb up (N,), float32; of the first aspect unless one is named.
+
+        Without thumbs, of a liking above 0.
+        """
+        aspect = aspect or self.terms[0].aspect
+        scaled_ND = self._scaled(features_ND)
+        return scaled_ND @ self.weights[f"{aspect}.weight_D"] - self.weights[f"{aspect}.edges_C"][0]
+
+    def deviation(self, features_ND: Tensor, aspect: str | None = None) -> Tensor:
+        """How uncertain the margins are (N,), relative to that of the average reply: one standard deviation, float32.
+
+        It is 0 at the average reply, small along what was voted on, and grows without end away from it.
+        """
+        aspect = aspect or self.terms[0].aspect
+        scaled_ND = self._scaled(features_ND).double()
+        explained_N = (scaled_ND @ self.weights[f"{aspect}.known_DK"].double()).square().sum(dim=1)
+        left_N = (scaled_ND.square().sum(dim=1) - explained_N).clamp(min=0)
+        return (left_N * self.weights[f"{aspect}.prior"]).sqrt().float()
 
     def score_features(self, features_ND: Tensor) -> Tensor:
-        """Scores (N,) of mean 0 and variance 1 over the replies that were judged, clipped to +-CLIP."""
-        margin_N = self.margin(features_ND)
-        score_N = (margin_N - self.weights["score_mean"]) / self.weights["score_sd"]
-        return score_N.clamp(-CLIP, CLIP)
+        """Rewards (N,) of mean 0 and variance 1 over the reference's replies, clipped to +-CLIP.
+
+        The reference's replies are those of `normalised`; before it, those that were judged.
+        """
+        mean, sd = self._scale[""]
+        return ((self._combined(features_ND) - mean) / sd).clamp(-CLIP, CLIP)
 
     def score(self, policy: Policy, items: Sequence[PromptReply]) -> Tensor:
-        """Scores (N,) as `score_features` gives, of replies that are read first."""
+        """Rewards (N,) as `score_features` gives, of replies that are read first."""
         return self.score_features(torch.stack([e.features_D for e in encode(policy, items)]))
 
+    def normalised(self, features_ND: Tensor) -> RewardModel:
+        """The model whose rewards have mean 0 and variance 1 over these replies, which the reference policy sampled.
+
+        Each aspect's score is brought to mean 0 and variance 1 first, so that weights and caps are in its deviations.
+        Raises ValueError if there are fewer than two replies.
+        """
+        if len(features_ND) < 2:
+            raise ValueError(f"{len(features_ND)} replies have no variance: give at least 2")
+        lowered = {term.aspect: self.lowered(features_ND, term.aspect) for term in self.terms}
+        model = replace(self, _scale={aspect: _mean_sd(margin_N) for aspect, margin_N in lowered.items()})
+        model._scale[""] = _mean_sd(model._combined(features_ND))
+        return model
+
     def save(self, directory: Path) -> None:
-        """Write reward_model.safetensors and reward_model.json."""
+        """Write reward_model.safetensors and reward_model.json, each wholly or not at all, the description last."""
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(self.weights, directory / "reward_model.safetensors")
-        (directory / "reward_model.json").write_text(json.dumps(asdict(self.metrics), indent=2) + "\n")
+        unfinished = directory / "unfinished"
+        save_file(self.weights, unfinished)
+        unfinished.replace(directory / "reward_model.safetensors")
+        described = {
+            "aspects": ",".join(map(str, self.terms)),
+            "pessimism": self.pessimism,
+            "scale": self._scale,
+            "heads": {aspect: asdict(metrics) for aspect, metrics in self.heads.items()},
+        }
+        unfinished.write_text(json.dumps(described, indent=2) + "\n")
+        unfinished.replace(directory / "reward_model.json")
 
     @classmethod
     def load(cls, directory: Path) -> RewardModel:
-        """Read what `save` wrote. Raises OSError if it is not there."""
-        metrics = RewardMetrics(**json.loads((directory / "reward_model.json").read_text()))
-        return cls(load_file(directory / "reward_model.safetensors"), metrics)
+        """Read what `save` wrote. Raises OSError if it is not there, ValueError if it is something else."""
+        try:
+            described = json.loads((directory / "reward_model.json").read_text())
+            heads = {
+                aspect: RewardMetrics(**{**row, "reliability": tuple(Bin(**bin_) for bin_ in row["reliability"])})
+                for aspect, row in described["heads"].items()
+            }
+            scale = {name: (mean, sd) for name, (mean, sd) in described["scale"].items()}
+            terms, pessimism = aspects.parse(described["aspects"]), described["pessimism"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{directory / 'reward_model.json'} is not a reward model of this version: {error}"
+            ) from None
+        return cls(load_file(directory / "reward_model.safetensors"), heads, terms, pessimism, scale)
+
+    def _scaled(self, features_ND: Tensor) -> Tensor:
+        return (features_ND - self.weights["mean_D"]) / self.weights["scale_D"]
+
+    def lowered(self, features_ND: Tensor, aspect: str) -> Tensor:
+        """Margins (N,) less `pessimism` deviations."""
+        margin_N = self.margin(features_ND, aspect)
+        if self.pessimism == 0:
+            return margin_N
+        # Pessimism is about the part in the reward: what counts against a reply is uncertain upwards.
+        sign = next(math.copysign(1, term.weight) for term in self.terms if term.aspect == aspect)
+        return margin_N - sign * self.pessimism * self.deviation(features_ND, aspect)
+
+    def _combined(self, features_ND: Tensor) -> Tensor:
+        total_N = torch.zeros(len(features_ND))
+        for term in self.terms:
+            mean, sd = self._scale[term.aspect]
+            z_N = (self.lowered(features_ND, term.aspect) - mean) / sd
+            total_N += (term.weight * z_N).clamp(max=term.cap)
+        return total_N
 
 
 def fit(
     policy: Policy,
     votes: Sequence[Vote],
     preferences: Sequence[Preference] = (),
+    ratings: Sequence[Rating] = (),
     *,
+    terms: tuple[Term, ...] = DEFAULT,
+    pessimism: float = 0.0,
     cache: FeatureCache | None = None,
+    before: RewardModel | None = None,
 ) -> RewardModel:
-    """Fit a reward model. The policy serves as the frozen backbone: its adapter is not used.
+    """Fit a head for each aspect that is judged. The policy serves as the frozen backbone: its adapter is not used.
 
-    Raises NotEnoughVotesError without at least 10 judgements on 5 prompts, or if all thumbs point one way and there
-    are no preferences.
+    before: the model of fewer judgements, from which the search starts; it changes the time, not the answer.
+    Raises NotEnoughVotesError if an aspect of `terms` has fewer than 10 judgements on 5 prompts, or judgements that all
+    say the same.
     """
+    _require_terms(terms, votes, preferences, ratings)
     cache = {} if cache is None else cache
     items = [v.item for v in votes] + [item for p in preferences for item in (p.chosen, p.rejected)]
-    _require_enough(votes, preferences)
+    items += [r.item for r in ratings]
     new = [item for item in dict.fromkeys(items) if item not in cache]
     cache.update((item, encoding.features_D) for item, encoding in zip(new, encode(policy, new), strict=True))
-    return fit_features(torch.stack([cache[item] for item in items]), votes, preferences)
+    features_MD = torch.stack([cache[item] for item in items])
+    return fit_features(features_MD, votes, preferences, ratings, terms=terms, pessimism=pessimism, before=before)
 
 
-def fit_features(features_MD: Tensor, votes: Sequence[Vote], preferences: Sequence[Preference] = ()) -> RewardModel:
-    """Fit to features: rows of the votes first, then for each preference the chosen and the rejected reply's."""
-    _require_enough(votes, preferences)
-    n = len(votes)
+def fit_features(
+    features_MD: Tensor,
+    votes: Sequence[Vote],
+    preferences: Sequence[Preference] = (),
+    ratings: Sequence[Rating] = (),
+    *,
+    terms: tuple[Term, ...] = DEFAULT,
+    pessimism: float = 0.0,
+    before: RewardModel | None = None,
+) -> RewardModel:
+    """Fit to features: rows of the votes first, then each preference's chosen and rejected reply, then the ratings.
+
+    Arguments and errors are those of `fit`.
+    """
+    _require_terms(terms, votes, preferences, ratings)
     mean_D, scale_D = _scaling(features_MD)
     scaled_MD = ((features_MD - mean_D) / scale_D).double()
-    # A judgement is a row x, an offset flag and a sign: its likelihood is sigmoid(sign * (w . x + flag * b)).
-    rows_ND = torch.cat([scaled_MD[:n], scaled_MD[n::2] - scaled_MD[n + 1 :: 2]])
-    flag_N = torch.tensor([1.0] * n + [0.0] * len(preferences), dtype=torch.float64)
-    sign_N = torch.tensor([1.0 if v.liked else -1.0 for v in votes] + [1.0] * len(preferences), dtype=torch.float64)
-    weight_N = torch.tensor([v.weight for v in votes] + [p.weight for p in preferences], dtype=torch.float64)
-    folds_N = torch.tensor([_fold(v.item.prompt) for v in votes] + [_fold(p.chosen.prompt) for p in preferences])
+    weights, heads = {"mean_D": mean_D, "scale_D": scale_D}, {}
+    needed = {term.aspect for term in terms}
+    for aspect, judged in _by_aspect(scaled_MD, votes, preferences, ratings):
+        try:
+            require_enough(*judged[1:])
+        except NotEnoughVotesError as error:
+            if aspect in needed:
+                raise NotEnoughVotesError(f"aspect {aspect}: {error}") from None
+            continue
+        start_D = None
+        if before is not None and f"{aspect}.weight_D" in before.weights:
+            start_D = (before.weights[f"{aspect}.weight_D"] / before.weights["scale_D"] * scale_D).double()
+        found, heads[aspect] = _fit_head(*judged, start_D)
+        weights |= {f"{aspect}.{name}": tensor.float().contiguous() for name, tensor in found.items()}
+    return RewardModel(weights, heads, terms, pessimism).normalised(features_MD)
 
+
+def _by_aspect(
+    scaled_MD: Tensor, votes: Sequence[Vote], preferences: Sequence[Preference], ratings: Sequence[Rating]
+) -> Iterator[tuple[str, tuple[Tensor, list[Vote], list[Preference], list[Rating]]]]:
+    """Each aspect's rows (N, D) and judgements; a preference's row is the difference of its replies'."""
+    n, p = len(votes), len(preferences)
+    pairs_MD = scaled_MD[n : n + 2 * p]
+    rows_ND = torch.cat([scaled_MD[:n], pairs_MD[::2] - pairs_MD[1::2], scaled_MD[n + 2 * p :]])
+    judgements: list[Judgement] = [*votes, *preferences, *ratings]
+
+    def of(kind: Sequence[T], aspect: str) -> list[T]:
+        return [judgement for judgement in kind if judgement.aspect == aspect]
+
+    for aspect in sorted({judgement.aspect for judgement in judgements}):
+        here_N = torch.tensor([judgement.aspect == aspect for judgement in judgements])
+        yield aspect, (rows_ND[here_N], of(votes, aspect), of(preferences, aspect), of(ratings, aspect))
+
+
+def _fit_head(
+    rows_ND: Tensor,
+    votes: Sequence[Vote],
+    preferences: Sequence[Preference],
+    ratings: Sequence[Rating],
+    start_D: Tensor | None,
+) -> tuple[dict[str, Tensor], RewardMetrics]:
+    """A head's tensors, and what cross-validation says of it."""
     # The solution lies in the span of the rows: in the coordinates of their singular vectors it is the same, and small.
     u, s, vt = torch.linalg.svd(rows_ND, full_matrices=False)
-    coordinates_NK = u * s
-
-    def held_out(penalty: float) -> Tensor:
-        margin_N = torch.zeros(len(rows_ND), dtype=torch.float64)
-        for fold in range(FOLDS):
-            test = folds_N == fold
-            if test.any() and not test.all():
-                train = ~test
-                w_K, b = _logistic(coordinates_NK[train], flag_N[train], sign_N[train], weight_N[train], penalty)
-                margin_N[test] = coordinates_NK[test] @ w_K + flag_N[test] * b
-        return margin_N
-
-    penalty, margin_N = _best_penalty(held_out, sign_N, weight_N)
-    w_K, b = _logistic(coordinates_NK, flag_N, sign_N, weight_N, penalty)
-    weight_D = (w_K @ vt).float()
-    model = RewardModel(
-        {"mean_D": mean_D, "scale_D": scale_D, "weight_D": weight_D, "bias": b.float()},
-        _metrics(margin_N, sign_N, weight_N, n, penalty),
-    )
-    judged_M = model.margin(features_MD)
-    model.weights |= {"score_mean": judged_M.mean(), "score_sd": judged_M.std().clamp(min=1e-6)}
-    return model
-
-
-def auc(score_N: Tensor, liked_N: Tensor) -> float:
-    """Area under the ROC curve: the probability that a liked reply scores above one that is not, ties half.
-
-    nan if there is none of either kind.
-    """
-    difference = score_N[liked_N][:, None] - score_N[~liked_N][None, :]
-    return float(((difference > 0).double() + 0.5 * (difference == 0).double()).mean())
+    rows = head.Rows.of(u * s, votes, preferences, ratings)
+    metrics = validate(rows, [*votes, *preferences, *ratings])
+    found = head.fit(rows, metrics.penalty, None if start_D is None else vt @ start_D)
+    known_KK, prior = head.known(found, rows, metrics.penalty)
+    known_KK = known_KK[:, known_KK.square().sum(dim=0) > _KNOWN]
+    tensors = {
+        "weight_D": vt.T @ found.weight_K,
+        "edges_C": found.edges_C,
+        "known_DK": vt.T @ known_KK,
+        "prior": torch.tensor(prior),
+    }
+    return tensors, metrics
 
 
 def _scaling(features_MD: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,62 +280,16 @@ def _scaling(features_MD: Tensor) -> tuple[Tensor, Tensor]:
     return mean_D, scale_D
 
 
-def _logistic(x_NK: Tensor, flag_N: Tensor, sign_N: Tensor, weight_N: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Minimise mean weight * log(1 + exp(-sign * (w . x + flag * b))) + penalty / 2 |w|^2 by L-BFGS; b is free."""
-    w_K = torch.zeros(x_NK.shape[1], dtype=torch.float64, requires_grad=True)
-    b = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([w_K, b], max_iter=200, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        losses_N = softplus(-sign_N * (x_NK @ w_K + flag_N * b))
-        # The faint pull on b keeps it finite when all thumbs of a fold point one way.
-        loss = (weight_N * losses_N).sum() / weight_N.sum() + penalty / 2 * w_K @ w_K + 1e-4 * b * b
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return w_K.detach(), b.detach()
+def _mean_sd(margin_N: Tensor) -> tuple[float, float]:
+    return float(margin_N.mean()), float(margin_N.std().clamp(min=1e-6))
 
 
-def _best_penalty(held_out: Callable[[float], Tensor], sign_N: Tensor, weight_N: Tensor) -> tuple[float, Tensor]:
-    results = [(penalty, held_out(penalty)) for penalty in PENALTIES]
-    return min(results, key=lambda result: _bce(result[1], sign_N, weight_N))
-
-
-def _bce(margin_N: Tensor, sign_N: Tensor, weight_N: Tensor) -> float:
-    return float((weight_N * softplus(-sign_N * margin_N)).sum() / weight_N.sum())
-
-
-def _metrics(margin_N: Tensor, sign_N: Tensor, weight_N: Tensor, votes: int, penalty: float) -> RewardMetrics:
-    liked = sign_N[:votes] > 0
-    approval = float(liked.double().mean()) if votes else float("nan")
-    constant = torch.zeros_like(margin_N)
-    if votes:
-        constant[:votes] = torch.logit(torch.tensor(approval, dtype=torch.float64), eps=1e-6)
-    return RewardMetrics(
-        votes=votes,
-        preferences=len(sign_N) - votes,
-        approval=approval,
-        auc=auc(margin_N[:votes], liked),
-        accuracy=float((margin_N * sign_N > 0).double().mean()),
-        bce=_bce(margin_N, sign_N, weight_N),
-        bce_constant=_bce(constant, sign_N, weight_N),
-        penalty=penalty,
-    )
-
-
-def _fold(prompt: tuple[int, ...]) -> int:
-    """All judgements on one prompt share a fold, at any time and on any machine: never split at random."""
-    return hashlib.sha256(repr(prompt).encode()).digest()[0] % FOLDS
-
-
-def _require_enough(votes: Sequence[Vote], preferences: Sequence[Preference]) -> None:
-    prompts = {v.item.prompt for v in votes} | {p.chosen.prompt for p in preferences}
-    if len(votes) + len(preferences) < 10 or len(prompts) < 5:
-        raise NotEnoughVotesError(
-            f"{len(votes)} votes and {len(preferences)} preferences on {len(prompts)} prompts: "
-            "at least 10 judgements on 5 prompts are needed"
-        )
-    if not preferences and len({v.liked for v in votes}) < 2:
-        raise NotEnoughVotesError("all votes point the same way: there is nothing to tell good from bad by")
+def _require_terms(
+    terms: Sequence[Term], votes: Sequence[Vote], preferences: Sequence[Preference], ratings: Sequence[Rating]
+) -> None:
+    judgements: list[Judgement] = [*votes, *preferences, *ratings]
+    judged = sorted({judgement.aspect for judgement in judgements})
+    for term in terms:
+        if term.aspect not in judged:
+            there = ", ".join(judged) or "none"
+            raise NotEnoughVotesError(f"aspect {term.aspect} has no judgements yet; there are judgements of: {there}")

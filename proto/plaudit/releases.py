@@ -25,6 +25,9 @@ from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import Policy, PolicyState
 
 BASE = "v0"
+IMPORTED = "imported"
+"""Stands for the version of replies that no version of this deployment sampled: people's judgements of them count, and
+nothing else is learnt from them. It is no version, and never becomes one."""
 _NAME = re.compile(r"v(0|[1-9][0-9]{0,8})")
 
 

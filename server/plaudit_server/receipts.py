@@ -16,6 +16,7 @@ from pathlib import Path
 import grpc
 from google.protobuf.message import DecodeError
 
+from plaudit.pseudonym import pseudonym
 from plaudit.v1.receipt_pb2 import Receipt
 from plaudit_server.refusal import Refusal, invalid
 
@@ -28,9 +29,9 @@ class Receipts:
     def __init__(self, key: bytes, lifetime: float, clock: Callable[[], float] = time.time) -> None:
         if len(key) < 32:
             raise ValueError(f"the receipt key has {len(key)} bytes; it needs at least 32")
-        # Two keys from one secret, so that neither use can be turned against the other.
+        # Two keys from one secret, so that neither use can be turned against the other; `pseudonym` makes its own.
         self._signing = hmac.digest(key, b"plaudit receipt", "sha256")
-        self._hashing = hmac.digest(key, b"plaudit user", "sha256")
+        self._key = key
         self._lifetime = lifetime
         self._clock = clock
 
@@ -79,7 +80,7 @@ class Receipts:
 
     def pseudonym(self, user_id: str) -> str:
         """A keyed hash of a user id, 32 hex digits: what leaves the server in its place. Empty stays empty."""
-        return hmac.digest(self._hashing, user_id.encode(), "sha256").hex()[:32] if user_id else ""
+        return pseudonym(self._key, user_id)
 
     def _sign(self, payload: bytes) -> bytes:
         return hmac.digest(self._signing, payload, hashlib.sha256)

@@ -171,7 +171,27 @@ def test_a_comment_does_not_replace_a_vote_and_a_rating_does(store: Experience) 
     store.add_feedback(feedback("r1", key="b", time=2, comment="nice"))
     assert store.count_votes("quality") == 1
     store.add_feedback(feedback("r1", key="c", time=3, rating=2))
-    assert store.count_votes("quality") == 0
+    assert store.votes("quality", 100) == []
+    assert store.count_votes("quality") == 1
+
+
+def test_judgements_carry_their_aspect_and_user(store: Experience) -> None:
+    for response_id in ("r1", "r2"):
+        store.add_interaction(interaction(response_id))
+    store.add_feedback(feedback("r1", key="a", time=1, user="ann", aspect="tone", rating=4))
+    store.add_feedback(feedback("r1", key="b", time=2, user="bob", aspect="quality", thumb=DOWN))
+    store.add_feedback(feedback("r2", key="c", time=3, user="ann", aspect="length", preferred_over="r1"))
+    store.add_feedback(feedback("r2", key="d", time=3, user="ann", aspect="wit", comment="ha"))
+    assert store.aspects(100) == ["length", "quality", "tone"]
+    (rating,) = store.ratings("tone", 100)
+    assert (rating.points, rating.user, rating.aspect) == (4, "ann", "tone")
+    (vote,) = store.votes("quality", 100)
+    assert (vote.liked, vote.user, vote.aspect) == (False, "bob", "quality")
+    (pair,) = store.preferences("length", 100)
+    assert (pair.user, pair.aspect) == ("ann", "length")
+    assert store.ratings("quality", 100) == []
+    assert store.count_votes("quality", "tone", "length") == 3
+    assert store.count_votes("tone") == 1
 
 
 def test_preferences_need_both_replies_to_one_prompt(store: Experience) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from plaudit_learner.aspects import parse
 from plaudit_learner.features import SHAPE_FEATURES, batches, encode
 from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.reward import (
     CLIP,
     NotEnoughVotesError,
     Preference,
+    Rating,
     RewardModel,
     Vote,
     auc,
@@ -95,8 +98,157 @@ def test_fit_is_a_function_of_its_votes() -> None:
     torch.testing.assert_close(a.score_features(features), b.score_features(features), atol=0.01, rtol=0.01)
 
 
-def test_auc_by_hand() -> None:
-    assert auc(torch.tensor([1.0, 2.0, 3.0, 2.0]), torch.tensor([False, True, True, False])) == 3.5 / 4
+def two_aspects(count: int, seed: int) -> tuple[Tensor, list[Vote]]:
+    """Quality is the first feature, tone the second; each reply has a vote on both."""
+    features = torch.randn(count, D, generator=torch.Generator().manual_seed(seed))
+    items = [PromptReply((seed, i // 4), (i,), False) for i in range(count)]
+    votes = [
+        Vote(item, float(features[i, column]) > 0, aspect=aspect)
+        for column, aspect in enumerate(("quality", "tone"))
+        for i, item in enumerate(items)
+    ]
+    return features.repeat(2, 1), votes
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
+
+
+def test_each_aspect_has_a_head_and_the_reward_is_what_was_declared() -> None:
+    features, votes = two_aspects(300, seed=0)
+    test, _ = synthetic(300, seed=5)
+    model = fit_features(features, votes)
+    assert sorted(model.heads) == ["quality", "tone"]
+    assert correlation(model.margin(test, "tone"), test[:, 1]) > 0.9
+    assert correlation(model.score_features(test), test[:, 0]) > 0.9, "quality alone, unless more is declared"
+    against = fit_features(features, votes, terms=parse("quality=1,tone=-1")).score_features(test)
+    assert correlation(against, test[:, 0] - test[:, 1]) > 0.9
+
+
+def test_a_cap_ends_what_an_aspect_earns() -> None:
+    """However charming, charm adds no more than its cap; below the cap it counts as ever."""
+    features, votes = two_aspects(300, seed=0)
+    test = torch.zeros(6, D)
+    test[:, 1] = torch.tensor([-9.0, -3.0, 0.0, 3.0, 9.0, 90.0])
+    capped = fit_features(features, votes, terms=parse("quality=1,tone=1<=0.5")).score_features(test)
+    assert (capped[:3].diff() > 0).all()
+    spread = capped[3:] - capped[3]
+    # Past the cap only quality is left, and of the second feature it knows next to nothing.
+    assert float(spread[:2].abs().max()) < 0.25 * float(capped[3] - capped[0])
+    free = fit_features(features, votes, terms=parse("quality=1,tone=1")).score_features(test)
+    assert float(free[4] - free[3]) > 1
+
+
+def test_rewards_are_normalised_over_the_reference_replies() -> None:
+    features, votes = two_aspects(300, seed=0)
+    model = fit_features(features, votes, terms=parse("quality=1,tone=0.5<=1"), pessimism=1.0)
+    reference = 0.3 * synthetic(400, seed=7)[0] + 2
+    before, after = model.score_features(reference), model.normalised(reference).score_features(reference)
+    assert abs(float(before.mean())) > 0.5
+    assert abs(float(after.mean())) < 0.05
+    assert abs(float(after.std()) - 1) < 0.05
+    again = model.normalised(reference).normalised(features)
+    torch.testing.assert_close(again.score_features(features), model.score_features(features))
+    with pytest.raises(ValueError, match="at least 2"):
+        model.normalised(reference[:1])
+
+
+def test_without_pessimism_the_reward_is_the_standardised_margin() -> None:
+    features, votes = synthetic(400, seed=0)
+    model = fit_features(features, votes)
+    margin = model.margin(features)
+    expected = ((margin - margin.mean()) / margin.std()).clamp(-CLIP, CLIP)
+    torch.testing.assert_close(model.score_features(features), expected)
+
+
+def test_uncertainty_grows_away_from_the_votes_and_shrinks_with_them() -> None:
+    features, votes = synthetic(400, seed=0)
+    features[:, 5] = 0.01 * features[:, 5] + 0.3 * features[:, 4]  # hardly ever seen apart
+    model = fit_features(features, votes)
+    steps = torch.zeros(5, D)
+    steps[:, 0] = torch.tensor([0.0, 1.0, 2.0, 4.0, 8.0])
+    assert (model.deviation(steps).diff() > 0).all()
+    along, apart = torch.zeros(1, D), torch.zeros(1, D)
+    along[0, 4], along[0, 5], apart[0, 4], apart[0, 5] = 1.0, 0.3, 1.0, -0.3
+    assert model.deviation(apart) > 2 * model.deviation(along), "no vote tells the two features apart"
+    few = fit_features(features[:100], votes[:100])
+    assert float(model.deviation(features).mean()) < float(few.deviation(features).mean())
+
+
+def test_pessimism_lowers_what_is_uncertain() -> None:
+    features, votes = synthetic(200, seed=0)
+    hopeful, wary = (fit_features(features, votes, pessimism=k) for k in (0.0, 2.0))
+    far = torch.zeros(1, D)
+    far[0, 1] = 30.0 * torch.sign(hopeful.weights["quality.weight_D"][1])  # a fluke of the fit, followed far out
+    near = torch.zeros(1, D)
+    assert hopeful.score_features(far) > hopeful.score_features(near)
+    assert wary.score_features(far) < wary.score_features(near)
+
+
+def test_ratings_alone_teach_the_same_taste() -> None:
+    features, votes = synthetic(400, seed=0)
+    ratings = [
+        Rating(v.item, 1 + sum(float(features[i, 0]) > edge for edge in (-1, -0.3, 0.3, 1)))
+        for i, v in enumerate(votes)
+    ]
+    model = fit_features(features, [], ratings=ratings)
+    test, liked = synthetic(300, seed=1, flips=0.0)
+    assert auc(model.score_features(test), torch.tensor([v.liked for v in liked])) > 0.95
+    assert model.metrics.ratings == 400
+    assert model.metrics.concordance is not None
+    assert model.metrics.discrimination == model.metrics.concordance > 0.9
+    assert model.metrics.bce < 0.8 * model.metrics.bce_constant
+
+
+def test_a_user_never_lies_in_two_folds() -> None:
+    """Thumbs decided by the voter alone cannot be predicted of another voter; folds by prompt say they can."""
+    random_ = random.Random(0)
+    taste = torch.randn(40, D, generator=torch.Generator().manual_seed(1))  # each user writes in a style of their own
+    generous = [random_.random() < 0.5 for _ in range(40)]
+    votes, rows = [], []
+    for i in range(400):
+        user = random_.randrange(40)
+        votes.append(Vote(PromptReply((i % 97,), (i,), False), generous[user], user=f"user {user}"))
+        rows.append(taste[user] + 0.1 * torch.randn(D, generator=torch.Generator().manual_seed(i)))
+    features = torch.stack(rows)
+    by_user = fit_features(features, votes).metrics
+    nameless = fit_features(features, [dataclasses.replace(vote, user="") for vote in votes]).metrics
+    assert (by_user.by_user, by_user.users) == (True, 40)
+    assert (nameless.by_user, nameless.users) == (False, 0)
+    assert nameless.auc > 0.9
+    assert by_user.auc < 0.7
+
+
+def test_probabilities_are_calibrated_whatever_the_rate() -> None:
+    """One thumb in seven is up; balanced fitting must not show in the probabilities."""
+    features, _ = synthetic(1500, seed=0)
+    random_ = random.Random(0)
+    chance = torch.sigmoid(1.5 * features[:, 0] - 2.5)
+    votes = [Vote(PromptReply((i // 4,), (i,), False), random_.random() < p) for i, p in enumerate(chance.tolist())]
+    metrics = fit_features(features, votes).metrics
+    assert metrics.approval < 0.2
+    assert metrics.ece is not None
+    assert metrics.brier is not None
+    assert metrics.ece < 0.04
+    assert metrics.brier < metrics.approval * (1 - metrics.approval), "better than the base rate"
+    assert sum(row.count for row in metrics.reliability) == 1500
+
+
+def test_a_model_before_changes_the_time_and_not_the_answer() -> None:
+    features, votes = synthetic(300, seed=0)
+    before = fit_features(features[:200], votes[:200])
+    cold, warm = fit_features(features, votes), fit_features(features, votes, before=before)
+    torch.testing.assert_close(warm.score_features(features), cold.score_features(features), atol=1e-3, rtol=1e-3)
+
+
+def test_an_aspect_without_judgements_is_named() -> None:
+    features, votes = synthetic(100, seed=0)
+    with pytest.raises(NotEnoughVotesError, match="tone has no judgements yet; there are judgements of: quality"):
+        fit_features(features, votes, terms=parse("quality,tone"))
+    few = [Vote(votes[0].item, True, aspect="tone")]
+    with pytest.raises(NotEnoughVotesError, match="aspect tone: 1 votes"):
+        fit_features(torch.cat([features, features[:1]]), [*votes, *few], terms=parse("quality,tone"))
+    assert list(fit_features(torch.cat([features, features[:1]]), [*votes, *few]).heads) == ["quality"]
 
 
 def test_too_little_is_refused() -> None:

@@ -1,0 +1,120 @@
+"""`plaudit evaluate reward-model`: the learner's newest reward model on judgements that it was not trained on.
+
+Judgements whose prompt the experience store knows are left out: on those the model was, or will be, trained.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from plaudit.base_model import PACKAGED
+from plaudit.settings import Settings, parse
+from plaudit_learner.feedback_file import FeedbackFileError, read
+
+PROGRAM = "plaudit evaluate reward-model"
+
+
+class EvaluateSettings(Settings):
+    """Judges the learner's newest reward model by feedback that it was not trained on, with 95 % intervals."""
+
+    data: Path
+    """JSON Lines as `plaudit import` takes them (docs/reward-model.md)."""
+    state_dir: Path
+    """The learner's directory."""
+    model: str = PACKAGED
+    """The base model that the learner learns with."""
+    model_cache: Path = Path("~/.cache/plaudit")
+    """Where the packaged model is kept once converted."""
+    as_json: bool = False
+    """Print one JSON object."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; returns its exit status."""
+    settings = parse(EvaluateSettings, PROGRAM, arguments)
+    from plaudit.base_model import ModelNotFound
+
+    try:
+        print(run(settings))
+    except (FeedbackFileError, ModelNotFound, OSError, ValueError) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(settings: EvaluateSettings) -> str:
+    """The report. Raises FeedbackFileError, ModelNotFound, OSError, and ValueError if there is nothing to evaluate."""
+    lines = read(settings.data)
+    directory = newest(settings.state_dir)
+
+    from plaudit import base_model
+    from plaudit_learner.experience import Experience
+    from plaudit_learner.features import encode
+    from plaudit_learner.judgements import Preference, Rating, Vote
+    from plaudit_learner.policy import Policy, PromptReply
+    from plaudit_learner.reward import RewardModel
+    from plaudit_learner.reward_report import measure
+    from plaudit_learner.template import ChatTemplate, Message
+
+    reward_model = RewardModel.load(directory)
+    model = base_model.resolve(settings.model, settings.model_cache.expanduser())
+    template = ChatTemplate(model)
+    store = Experience(settings.state_dir / "experience.sqlite")
+    votes: list[Vote] = []
+    preferences: list[Preference] = []
+    ratings: list[Rating] = []
+    try:
+        store.belongs_to(base_model.fingerprint(model))
+        for number, line in lines:
+            try:
+                prompt = template.prompt([Message(turn.role, turn.content) for turn in line.messages])
+                item = PromptReply(prompt, template.reply(line.reply), True)
+                if line.aspect not in reward_model.heads or store.knows(prompt):
+                    continue
+                if line.preferred_over is not None:
+                    other = PromptReply(prompt, template.reply(line.preferred_over, "preferred_over"), True)
+                    preferences.append(Preference(item, other, aspect=line.aspect))
+                elif line.rating is not None:
+                    ratings.append(Rating(item, line.rating, aspect=line.aspect))
+                else:
+                    votes.append(Vote(item, line.thumb == "up", aspect=line.aspect))
+            except ValueError as error:
+                raise FeedbackFileError(f"{settings.data}:{number}: {error}") from None
+    finally:
+        store.close()
+    left_out = len(lines) - len(votes) - len(preferences) - len(ratings)
+    if left_out == len(lines):
+        raise ValueError(
+            f"{settings.data}: all {len(lines)} judgements are on prompts that the learner has seen, or on aspects "
+            f"that the reward model does not know (it knows {', '.join(reward_model.heads)}): give others"
+        )
+    replies = [vote.item for vote in votes] + [rating.item for rating in ratings]
+    replies = list(dict.fromkeys(replies + [item for pair in preferences for item in (pair.chosen, pair.rejected)]))
+    read_by_model = encode(Policy.load(model), replies)
+    features = {item: encoding.features_D for item, encoding in zip(replies, read_by_model, strict=True)}
+    figures = measure(reward_model, features, votes, preferences, ratings)
+    if settings.as_json:
+        shown = {"round": int(directory.name), "judgements": len(lines) - left_out, "left_out": left_out}
+        return json.dumps({**shown, "figures": [asdict(figure) for figure in figures]})
+    title = (
+        f"reward model of round {directory.name}, by {len(lines) - left_out} judgements; {left_out} left out: "
+        "their prompts are in the experience store, or there is no head for their aspect"
+    )
+    header = f"{'aspect':12} {'what':24} {'value':>6}  (95 %)         judgements"
+    return "\n".join([title, header, *(figure.text() for figure in figures)])
+
+
+def newest(state_dir: Path) -> Path:
+    """The directory of the newest reward model. Raises ValueError if there is none."""
+    rounds = [path for path in (state_dir / "reward-models").glob("[0-9]*") if (path / "reward_model.json").exists()]
+    if not rounds:
+        raise ValueError(f"{state_dir}: the learner has not fitted a reward model here yet")
+    return max(rounds, key=lambda path: int(path.name))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

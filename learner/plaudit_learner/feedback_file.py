@@ -1,0 +1,106 @@
+"""Feedback that people already have, as JSON Lines: one judgement on each line.
+
+    {"messages": [{"role": "user", "content": "Why is the sky blue?"}], "reply": "Because …", "thumb": "up"}
+
+messages        the conversation before the reply, oldest first, ending with the user; roles system, user, assistant
+reply           what was answered
+one of
+  thumb           "up" or "down"
+  rating          1 (worst) to 5 (best), a whole number
+  preferred_over  the text of another, worse reply to the same messages
+aspect          optional; what of the reply is meant; default "quality"
+user            optional; who judges, in your own words; kept as a keyed hash only
+time            optional; when: ISO 8601 (UTC if it names no zone) or seconds since 1970; default: now
+
+A later thumb or rating of the same user on the same reply and aspect replaces an earlier one; of lines without a time,
+the later line is later.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+
+from plaudit_learner.aspects import DEFAULT_ASPECT
+
+_Text = Annotated[str, StringConstraints(min_length=1)]
+_VERDICTS = ("thumb", "rating", "preferred_over")
+
+
+class FeedbackFileError(ValueError):
+    """The file cannot be used; the message names the file, the line and the field, and says what would be right."""
+
+
+class Turn(BaseModel):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Line(BaseModel):
+    """One judgement."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    messages: Annotated[tuple[Turn, ...], Field(min_length=1)]
+    reply: _Text
+    thumb: Literal["up", "down"] | None = None
+    rating: Annotated[int, Field(strict=True, ge=1, le=5)] | None = None
+    preferred_over: _Text | None = None
+    aspect: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\s=<>,]+$")] = DEFAULT_ASPECT
+    user: Annotated[str, StringConstraints(max_length=256)] = ""
+    time: datetime | None = None
+
+    @field_validator("messages")
+    @classmethod
+    def _ends_with_the_user(cls, messages: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        if messages[-1].role != "user":
+            raise ValueError("the last message has to be the user's: the reply answers it")
+        return messages
+
+    @field_validator("time")
+    @classmethod
+    def _has_a_zone(cls, time: datetime | None) -> datetime | None:
+        return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        said = [name for name in _VERDICTS if getattr(self, name) is not None]
+        if len(said) != 1:
+            raise ValueError(f"give exactly one of thumb, rating, preferred_over (given: {', '.join(said) or 'none'})")
+        if self.preferred_over == self.reply:
+            raise ValueError("preferred_over is the reply itself: give the other one")
+        return self
+
+
+def read(path: Path) -> list[tuple[int, Line]]:
+    """(line number, judgement) of every line that is not empty. Raises FeedbackFileError at the first that is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FeedbackFileError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise FeedbackFileError(f"{path}: is not UTF-8 text (byte {error.start})") from None
+    lines = []
+    # Not splitlines(): JSON strings may hold U+2028 and its like, which are no ends of lines there.
+    for number, content in enumerate(text.split("\n"), 1):
+        if content.strip():
+            try:
+                lines.append((number, Line.model_validate_json(content)))
+            except ValidationError as error:
+                raise FeedbackFileError(f"{path}:{number}: {_first(error)}") from None
+    if not lines:
+        raise FeedbackFileError(f"{path}: holds no judgements; give one JSON object on each line")
+    return lines
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
+    return f"{field}: {problem['msg']}" if field else problem["msg"]

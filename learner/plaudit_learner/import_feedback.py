@@ -1,0 +1,91 @@
+"""`plaudit import`: feedback from a file into the event log, as if it had been given here.
+
+Through the log and not into the experience store: the store has one writer, the learner, which may be running; and what
+comes through the log is checked by intake, read again by a learner with a new store, and erased like everything else.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic_settings import CliPositionalArg
+
+from plaudit.base_model import PACKAGED
+from plaudit.settings import Settings, parse
+from plaudit_learner.feedback_file import FeedbackFileError, read
+
+PROGRAM = "plaudit import"
+_BATCH = 500
+
+
+class ImportSettings(Settings):
+    """Puts feedback that people already have into the event log. docs/reward-model.md says which fields a line has."""
+
+    file: CliPositionalArg[Path]
+    """One judgement on each line."""
+    event_log: str
+    """sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…]; the deployment's."""
+    receipt_key_file: Path
+    """The servers' key: users are kept as the same hash as theirs."""
+    state_dir: Path | None = None
+    """The learner's directory, if it is here: then it is made sure that the model is the one it learns with."""
+    model: str = PACKAGED
+    """The base model of the deployment, whose chat template and tokenizer are used."""
+    model_cache: Path = Path("~/.cache/plaudit")
+    """Where the packaged model is kept once converted."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; returns its exit status."""
+    settings = parse(ImportSettings, PROGRAM, arguments)
+    from plaudit.base_model import ModelNotFound
+    from plaudit.events import EventLogUnavailable
+
+    try:
+        print(run(settings))
+    except (FeedbackFileError, ModelNotFound, EventLogUnavailable, OSError, ValueError) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(settings: ImportSettings) -> str:
+    """Import the file; returns what was done, in words. Nothing is imported if any line is wrong.
+
+    Raises FeedbackFileError, ModelNotFound, EventLogUnavailable, OSError and ValueError (another base model).
+    """
+    lines = read(settings.file)
+    key = settings.receipt_key_file.read_bytes()
+
+    from plaudit import base_model
+    from plaudit.events import open_log
+    from plaudit_learner.experience import Experience
+    from plaudit_learner.imported import Records
+    from plaudit_learner.template import ChatTemplate
+
+    model = base_model.resolve(settings.model, settings.model_cache.expanduser())
+    if settings.state_dir is not None and (settings.state_dir / "experience.sqlite").exists():
+        store = Experience(settings.state_dir / "experience.sqlite")
+        try:
+            store.belongs_to(base_model.fingerprint(model))
+        finally:
+            store.close()
+    longest = json.loads((model / "config.json").read_text()).get("max_position_embeddings")
+    records = Records(ChatTemplate(model), key, longest, now=time.time_ns() // 1000)
+    for number, line in lines:
+        try:
+            records.add(line)
+        except ValueError as error:
+            raise FeedbackFileError(f"{settings.file}:{number}: {error}") from None
+    with open_log(settings.event_log) as log:
+        for start in range(0, len(records.made), _BATCH):
+            log.append(records.made[start : start + _BATCH])
+    return f"{len(lines)} judgements on {records.replies} replies imported; the learner takes them in as it runs"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""How good a head is on judgements that it was not fitted to, and the L2 penalty that is best there.
+
+The penalty is chosen with prompts held out; what is reported then is measured with prompts and, where there are enough
+users, users held out (`judgements.py` says how and why).
+
+Shapes: N judgements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plaudit_learner import head
+from plaudit_learner.calibration import Bin, auc, brier, concordance, ece, reliability
+from plaudit_learner.judgements import Judgement, cells, prompt_folds, user_folds
+
+PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Candidates for the L2 penalty; the loss is a mean over judgements, and features are standardised."""
+
+
+@dataclass(frozen=True)
+class RewardMetrics:
+    """How good a head is on judgements held out by prompt and, where there are enough users, by user.
+
+    Of kinds of judgement that there are none of, the older numbers are nan, and the optional ones None.
+    """
+
+    votes: int
+    preferences: int
+    approval: float
+    """Thumbs-up divided by all thumbs."""
+    auc: float
+    """Probability that an upvoted reply scores above a downvoted one, over prompts."""
+    accuracy: float
+    """Share of thumbs and preferences predicted right."""
+    bce: float
+    """Mean negative log-likelihood, nats a judgement."""
+    bce_constant: float
+    """The same of a model that knows how often each verdict is given and no more: what `bce` has to beat."""
+    penalty: float
+    """The L2 penalty chosen."""
+    ratings: int = 0
+    users: int = 0
+    """Named users."""
+    by_user: bool = False
+    """Whether users were held out too."""
+    concordance: float | None = None
+    """Probability that of two replies rated differently the better one scores higher."""
+    pair_accuracy: float | None = None
+    """Share of preferences predicted right."""
+    ece: float | None = None
+    """Expected calibration error of the probabilities of a thumb up."""
+    brier: float | None = None
+    """Their mean squared error."""
+    reliability: tuple[Bin, ...] = ()
+    """What was predicted beside what came, in tenths."""
+
+    @property
+    def discrimination(self) -> float:
+        """How well it tells good from bad, 0.5 for one who guesses: by thumbs, else by ratings, else by preferences."""
+        for value in (None if math.isnan(self.auc) else self.auc, self.concordance, self.pair_accuracy):
+            if value is not None:
+                return value
+        return math.nan
+
+    def summary(self) -> str:
+        """One line for the log."""
+        kinds = ((self.votes, "thumbs"), (self.ratings, "ratings"), (self.preferences, "preferences"))
+        there = ", ".join(f"{count} {kind}" for count, kind in kinds if count)
+        numbers = {
+            "up": self.approval,
+            "AUC": self.auc,
+            "ECE": self.ece,
+            "Brier": self.brier,
+            "concordance": self.concordance,
+            "pairs right": self.pair_accuracy,
+        }
+        known = ", ".join(
+            f"{name} {value:.2f}" for name, value in numbers.items() if value is not None and not math.isnan(value)
+        )
+        return f"{there}; held out by prompt{' and user' if self.by_user else ''}: {known}"
+
+
+def validate(rows: head.Rows, judgements: Sequence[Judgement]) -> RewardMetrics:
+    """Choose the penalty, and measure the head it gives; `judgements` are those of the rows."""
+    prompt_N, user_N = prompt_folds(judgements), user_folds(judgements)
+    parts = list(cells(prompt_N, None))
+    best, penalty = held_out(rows, PENALTIES[-1], parts), PENALTIES[-1]
+    starts = best.found
+    for candidate in reversed(PENALTIES[:-1]):
+        # From the stiffest to the freest, each from the one before: the answers lie close together.
+        result = held_out(rows, candidate, parts, starts)
+        starts = result.found
+        if result.loss(rows.weight_N) < best.loss(rows.weight_N):
+            best, penalty = result, candidate
+    if user_N is not None:
+        best = held_out(rows, penalty, list(cells(prompt_N, user_N)))
+    users = len({judgement.user for judgement in judgements if judgement.user})
+    return measure(best, rows, penalty=penalty, users=users, by_user=user_N is not None)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is predicted of judgements, each by a fit that did not see it."""
+
+    margin_N: Tensor
+    log_likelihood_N: Tensor
+    thumb_N: Tensor
+    """Log-odds of a thumb up."""
+    found: list[head.Fit]
+
+    def loss(self, weight_N: Tensor) -> float:
+        """Mean negative log-likelihood, nats a judgement."""
+        return -float((weight_N * self.log_likelihood_N).sum() / weight_N.sum())
+
+
+def held_out(
+    rows: head.Rows, penalty: float, parts: Sequence[tuple[Tensor, Tensor]], starts: Sequence[head.Fit] = ()
+) -> HeldOut:
+    """Predict each part's test rows by a fit to its training rows. Rows in no part are guessed at."""
+    margin_N, likelihood_N, thumb_N = torch.zeros(3, len(rows.weight_N), dtype=torch.float64)
+    likelihood_N += math.log(0.5)
+    found = []
+    for number, (train_N, test_N) in enumerate(parts):
+        fit, test = head.fit(rows[train_N], penalty, starts[number] if starts else None), rows[test_N]
+        margin_N[test_N], likelihood_N[test_N] = fit.margin(test), fit.log_likelihood(test)
+        thumb_N[test_N] = margin_N[test_N] - fit.edges_C[0]
+        found.append(fit)
+    return HeldOut(margin_N, likelihood_N, thumb_N, found)
+
+
+def measure(predicted: HeldOut, rows: head.Rows, *, penalty: float, users: int, by_user: bool) -> RewardMetrics:
+    """The report on predictions of the rows."""
+    liked_N, logit_N = rows.up_N[rows.thumb_N], predicted.thumb_N[rows.thumb_N]
+    preferred_N = predicted.margin_N[rows.pair_N] > 0
+    right_N = torch.cat([(logit_N > 0) == liked_N, preferred_N]).double()
+    probability_N = logit_N.sigmoid()
+    table = reliability(probability_N, liked_N)
+    return RewardMetrics(
+        votes=len(liked_N),
+        preferences=len(preferred_N),
+        ratings=int(rows.rated_N.sum()),
+        users=users,
+        by_user=by_user,
+        approval=float(liked_N.double().mean()),
+        auc=auc(logit_N, liked_N),
+        accuracy=float(right_N.mean()),
+        pair_accuracy=_known(float(preferred_N.double().mean())),
+        concordance=_known(concordance(predicted.margin_N[rows.rated_N], rows.points_N[rows.rated_N])),
+        bce=predicted.loss(rows.weight_N),
+        bce_constant=_constant_loss(rows),
+        ece=_known(ece(table)),
+        brier=_known(brier(probability_N, liked_N)),
+        reliability=table,
+        penalty=penalty,
+    )
+
+
+def _constant_loss(rows: head.Rows) -> float:
+    """Of guessing each kind's verdicts at their frequencies; of a preference: one half."""
+    nats = math.log(2) * float(rows.weight_N[rows.pair_N].sum())
+    for kind_N, verdict_N in ((rows.thumb_N, rows.up_N.long()), (rows.rated_N, rows.points_N)):
+        weight_V = torch.bincount(verdict_N[kind_N], weights=rows.weight_N[kind_N])
+        nats -= float(torch.xlogy(weight_V, weight_V / weight_V.sum()).sum()) if len(weight_V) else 0.0
+    return nats / float(rows.weight_N.sum())
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,61 @@
+"""AUC, concordance, ECE and Brier by hand and against scikit-learn; the bootstrap against a known standard error."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from sklearn.metrics import brier_score_loss, roc_auc_score
+
+from plaudit_learner.calibration import Bin, auc, bootstrap, brier, concordance, ece, reliability
+
+
+def test_auc_by_hand_and_as_sklearn() -> None:
+    assert auc(torch.tensor([1.0, 2.0, 3.0, 2.0]), torch.tensor([False, True, True, False])) == 3.5 / 4
+    score = torch.randint(0, 20, (300,), generator=torch.Generator().manual_seed(0)).double()  # with many ties
+    liked = score + torch.randn(300, generator=torch.Generator().manual_seed(1)) * 8 > 10
+    assert auc(score, liked) == pytest.approx(roc_auc_score(liked, score))
+    assert math.isnan(auc(score, torch.ones(300, dtype=torch.bool)))
+
+
+def test_concordance_by_hand() -> None:
+    """Grades 1, 2, 3, 3: five pairs differ; (1,2) right, (1,3) right and right, (2,3) right and a tie."""
+    assert concordance(torch.tensor([0.0, 1.0, 2.0, 1.0]), torch.tensor([1, 2, 3, 3])) == pytest.approx(4.5 / 5)
+    assert math.isnan(concordance(torch.tensor([0.0, 1.0]), torch.tensor([2, 2])))
+
+
+def test_ece_and_brier_by_hand() -> None:
+    probability = torch.tensor([0.15, 0.15, 0.85, 0.95, 1.0], dtype=torch.float64)
+    liked = torch.tensor([False, True, True, True, False])
+    table = reliability(probability, liked)
+    assert [(row.count, round(row.predicted, 3), row.observed) for row in table] == [
+        (2, 0.15, 0.5),
+        (1, 0.85, 1.0),
+        (2, 0.975, 0.5),
+    ]
+    assert ece(table) == pytest.approx((2 * 0.35 + 1 * 0.15 + 2 * 0.475) / 5)
+    assert brier(probability, liked) == pytest.approx(brier_score_loss(liked, probability))
+    assert math.isnan(ece(()))
+    assert ece([Bin(4, 0.5, 0.5)]) == 0
+
+
+def test_bootstrap_knows_the_standard_error_of_a_mean() -> None:
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    interval = bootstrap(lambda rows: float(values[rows].mean()), list(range(400)))
+    assert interval.value == pytest.approx(float(values.mean()))
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * float(values.std()) / 20, rel=0.1)
+
+
+def test_bootstrap_draws_groups_not_rows() -> None:
+    """Every judgement said four times adds nothing: the interval must not shrink."""
+    values = torch.randn(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    once = bootstrap(lambda rows: float(values[rows].mean()), list(range(100)))
+    fourfold = values.repeat(4)
+    again = bootstrap(lambda rows: float(fourfold[rows].mean()), list(range(100)) * 4)
+    assert again.high - again.low == pytest.approx(once.high - once.low, rel=0.01)
+
+
+def test_bootstrap_without_rows_or_without_an_answer() -> None:
+    assert math.isnan(bootstrap(lambda _: math.nan, []).low)
+    assert math.isnan(bootstrap(lambda _: math.nan, [1, 2]).high)

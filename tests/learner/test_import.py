@@ -1,0 +1,233 @@
+"""Imported feedback trains the reward model and nothing else; the same file twice changes nothing."""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plaudit import base_model
+from plaudit.events import INTERACTIONS, EventLog, Record, from_beginning, open_log
+from plaudit.releases import IMPORTED
+from plaudit.v1.events_pb2 import Interaction
+from plaudit_learner import evaluate_reward_model, import_feedback
+from plaudit_learner.experience import Experience
+from plaudit_learner.intake import Intake
+from plaudit_learner.policy import Policy
+from plaudit_learner.reward import fit
+from plaudit_learner.template import ChatTemplate
+from tests.learner.test_experience import interaction
+
+KEY = bytes(range(32))
+
+
+def question(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+LINES: list[dict[str, Any]] = [
+    {"messages": question("a"), "reply": "yes", "thumb": "up", "user": "ann", "time": "2026-01-01T00:00:00Z"},
+    {"messages": question("a"), "reply": "yes", "thumb": "down", "user": "bob"},
+    {"messages": question("a"), "reply": "yes", "preferred_over": "no", "user": "ann"},
+    {"messages": question("b"), "reply": "well", "rating": 4, "aspect": "tone"},
+    {"messages": question("b"), "reply": "well", "rating": 2, "aspect": "tone"},  # said later: it replaces the 4
+]
+
+
+class Home:
+    """A deployment's directory, as `plaudit up` lays it out, and what its learner would do."""
+
+    def __init__(self, path: Path, model: Path) -> None:
+        self.path = path
+        self.model = model
+        (path / "receipt.key").write_bytes(KEY)
+        self.log: EventLog = open_log(f"sqlite:{path / 'events.sqlite'}")
+        self.store = Experience(path / "learner" / "experience.sqlite")
+
+    def write(self, lines: list[dict[str, Any]]) -> Path:
+        file = self.path / "feedback.jsonl"
+        file.write_text("\n".join(map(json.dumps, lines)))
+        return file
+
+    def import_(self, file: Path, *more: str) -> int:
+        return import_feedback.main(
+            [
+                str(file),
+                f"--event-log=sqlite:{self.path / 'events.sqlite'}",
+                f"--receipt-key-file={self.path / 'receipt.key'}",
+                f"--state-dir={self.path / 'learner'}",
+                f"--model={self.model}",
+                *more,
+            ]
+        )
+
+    def take_in(self) -> None:
+        intake = Intake(self.log, self.store)
+        intake.start()
+        intake.drain(0)
+
+    def tables(self) -> list[Any]:
+        with sqlite3.connect(self.path / "learner" / "experience.sqlite") as db:
+            queries = ("SELECT * FROM interactions ORDER BY 1", "SELECT * FROM statements ORDER BY 1, 2, 3, 4")
+            rows = [db.execute(query).fetchall() for query in queries]
+        db.close()
+        return rows
+
+
+@pytest.fixture
+def home(tmp_path: Path, tiny_model: Path) -> Iterator[Home]:
+    home = Home(tmp_path, tiny_model)
+    yield home
+    home.store.close()
+    home.log.close()
+
+
+def test_what_was_said_elsewhere_stands_as_if_said_here(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    assert home.import_(home.write(LINES)) == 0
+    assert capsys.readouterr().out == "5 judgements on 3 replies imported; the learner takes them in as it runs\n"
+    home.take_in()
+    votes = home.store.votes("quality", 100)
+    assert sorted(vote.liked for vote in votes) == [False, True]
+    assert len({vote.user for vote in votes}) == 2
+    assert not {"ann", "bob"} & {vote.user for vote in votes}
+    (pair,) = home.store.preferences("quality", 100)
+    assert pair.chosen == votes[0].item
+    assert pair.rejected.reply == ChatTemplate(home.model).reply("no")
+    assert pair.rejected.finished
+    assert [rating.points for rating in home.store.ratings("tone", 100)] == [2]
+
+
+def test_the_same_file_twice_changes_nothing(home: Home) -> None:
+    file = home.write(LINES)
+    assert home.import_(file) == 0
+    home.take_in()
+    before = home.tables()
+    assert home.import_(file) == 0
+    home.take_in()
+    assert home.tables() == before
+
+
+def test_only_the_reward_model_learns_from_it(home: Home) -> None:
+    """No prompts to roll out, no sampling to imitate, no version to tally, no log-probabilities made up."""
+    assert home.import_(home.write(LINES)) == 0
+    home.take_in()
+    assert home.store.prompts(100) == {}
+    assert home.store.usual_sampling(100) is None
+    assert home.store.tallies("quality") == {}
+    records = [Interaction.FromString(entry.value) for entry in home.log.read(from_beginning(home.log, INTERACTIONS))]
+    assert {record.policy_version for record in records} == {IMPORTED}
+    assert all(not record.behaviour_logprobs for record in records)
+    assert home.store.knows(records[0].prompt_token_ids)
+    assert not home.store.knows([1, 2, 3])
+
+
+def test_a_large_file_does_not_push_out_what_is_said_now(home: Home) -> None:
+    lines = [{"messages": question(str(i)), "reply": "r", "thumb": "up", "time": 4e9 + i} for i in range(30)]
+    assert home.import_(home.write(lines)) == 0
+    home.store.add_interaction(interaction("r1", time=5))
+    home.take_in()
+    assert len(home.store.prompts(10)) == 1
+    assert len(home.store.votes("quality", 10)) == 10, "of the imported ones, the last 10"
+
+
+def test_made_up_log_probabilities_are_poison(home: Home) -> None:
+    false = interaction("r1", version=IMPORTED)
+    home.log.append([Record(INTERACTIONS, "r1", false.SerializeToString())])
+    home.take_in()
+    assert not home.store.knows((1, 2))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ({**LINES[0], "thumb": "left"}, "feedback.jsonl:6: thumb: "),
+        ({**LINES[0], "reply": "<|im_end|>"}, "feedback.jsonl:6: reply: holds <|im_end|>"),
+        ({**LINES[2], "preferred_over": "<|im_end|>"}, "feedback.jsonl:6: preferred_over: holds <|im_end|>"),
+        ({**LINES[0], "messages": question("<|im_start|>")}, "feedback.jsonl:6: messages[0].content: holds"),
+        ({**LINES[0], "reply": "long " * 5000}, "feedback.jsonl:6: reply: 250"),
+    ],
+)
+def test_a_wrong_line_is_named_and_nothing_is_imported(
+    home: Home, line: dict[str, Any], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert home.import_(home.write([*LINES, line])) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("plaudit import: ")
+    assert says in error
+    assert error.count("\n") == 1
+    assert not home.log.read(from_beginning(home.log, INTERACTIONS))
+
+
+def test_another_base_model_is_refused(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    home.store.belongs_to("f" * 64)
+    assert home.import_(home.write(LINES)) == 1
+    assert "another base model" in capsys.readouterr().err
+
+
+def taste(count: int, seed: int) -> list[dict[str, Any]]:
+    """Judgements of one who likes vowels: thumbs, and pairs of a vowelly and another reply."""
+    draw, lines = random.Random(seed), []
+    for i in range(count):
+        liked, other = ("".join(draw.choices(letters, k=12)) for letters in ("aeiou", "bcdfg"))
+        messages = question(f"{seed} {i // 2}")
+        if i % 3 == 0:
+            lines.append({"messages": messages, "reply": liked, "preferred_over": other})
+        else:
+            lines.append({"messages": messages, "reply": liked if i % 2 else other, "thumb": "up" if i % 2 else "down"})
+    return lines
+
+
+def test_evaluates_on_what_was_not_trained_on(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    assert home.import_(home.write(taste(120, seed=0))) == 0
+    home.take_in()
+    options = [f"--state-dir={home.path / 'learner'}", f"--model={home.model}"]
+    held_out = home.path / "held-out.jsonl"
+    strange = {"messages": question("x"), "reply": "y", "thumb": "up", "aspect": "tone"}
+    held_out.write_text("\n".join(map(json.dumps, [*taste(60, seed=1), *taste(20, seed=0), strange])))
+
+    assert evaluate_reward_model.main([f"--data={held_out}", *options]) == 1
+    assert "has not fitted a reward model here yet" in capsys.readouterr().err
+
+    home.store.belongs_to(base_model.fingerprint(home.model))
+    votes, preferences = home.store.votes("quality", 1000), home.store.preferences("quality", 1000)
+    fit(Policy.load(home.model), votes, preferences).save(home.path / "learner" / "reward-models" / "3")
+    capsys.readouterr()
+    assert evaluate_reward_model.main([f"--data={held_out}", "--as-json", *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["round"], report["judgements"], report["left_out"]) == (3, 60, 21)
+    figures = {figure["what"]: figure for figure in report["figures"]}
+    assert set(figures) == {"accuracy on pairs", "AUC on thumbs", "ECE on thumbs", "Brier score on thumbs"}
+    assert figures["accuracy on pairs"]["value"] > 0.9
+    assert figures["accuracy on pairs"]["judgements"] == 20
+    assert figures["AUC on thumbs"]["value"] > 0.9
+    assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in figures.values())
+
+    seen = home.write(taste(20, seed=0))
+    assert evaluate_reward_model.main([f"--data={seen}", *options]) == 1
+    assert "all 20 judgements are on prompts that the learner has seen" in capsys.readouterr().err
+
+
+def test_the_commands_run_the_programs(home: Home, tmp_path: Path) -> None:
+    def plaudit(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "plaudit_cli.main", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    file = home.write(LINES)
+    done = plaudit("import", str(file), f"--data={home.path}", f"--model={home.model}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("5 judgements on 3 replies imported")
+    home.take_in()
+    assert home.store.count_votes("quality") == 3
+    nowhere = plaudit("import", str(file), f"--data={tmp_path / 'nowhere'}")
+    assert nowhere.returncode == 1
+    assert "is no deployment's directory" in nowhere.stderr
+    early = plaudit("evaluate", "reward-model", f"--data={file}", f"--learner={home.path / 'learner'}")
+    assert early.returncode == 1
+    assert "has not fitted a reward model here yet" in early.stderr
