@@ -85,7 +85,7 @@ class IterationMetrics:
 
     iteration: int
     reward: float
-    """Mean score of the fresh rollouts, in deviations from the judged replies' mean."""
+    """Mean score of the fresh rollouts, in deviations of the reference's."""
     reward_within_sd: float
     """Its deviation among replies to one prompt."""
     length: float
@@ -117,6 +117,8 @@ class ImproveResult:
     """Mean score of the reference policy on prompts of the training set."""
     stopped: str | None
     """Why it ended early, in words; None if it ran to its end."""
+    reward_model: RewardModel
+    """The one that it was given, normalised on the reference's replies: by this the policy was improved."""
 
 
 class NothingToImproveError(ValueError):
@@ -150,6 +152,8 @@ def improve(
     with policy.reference():
         rollouts = _sample(policy, first, s, seed)
     encodings = encode(policy, [r.item for r in rollouts], prefixes=True)
+    # In deviations of what the reference policy gets, whatever was voted on.
+    reward_model = reward_model.normalised(torch.stack([e.features_D for e in encodings]))
     rewards_BK = _rewards(reward_model, rollouts, encodings, s)
     reference_reward, s_within = float(rewards_BK.mean()), within_prompt_sd(rewards_BK)
     if s_within < 1e-6:
@@ -174,7 +178,7 @@ def improve(
             policy.restore(before)
             stopped = f"iteration {i + 1} undone: KL {done[-1].kl:.2f} nats per reply, bound {s.kl_stop:g}"
             break
-    return ImproveResult(done, beta, s_within, reference_reward, stopped)
+    return ImproveResult(done, beta, s_within, reference_reward, stopped, reward_model)
 
 
 def _update(

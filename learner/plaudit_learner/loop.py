@@ -125,7 +125,7 @@ class Learner:
             return
 
         self._metrics.stage.state("gating")
-        verdict = self._gate(policy, reward_model, parent, held_out, how, seed)
+        verdict = self._gate(policy, result.reward_model, parent, held_out, how, seed)
 
         self._metrics.stage.state("publishing")
         event = self._publisher.publish(
