@@ -6,11 +6,15 @@ BIN    := $(VENV)/bin
 SIZE   ?= full
 PROTOS := $(wildcard proto/plaudit/v1/*.proto)
 
-.PHONY: up test lint proto proto-baseline clean
+.PHONY: up instruct test lint proto proto-baseline clean
 
 ## up: install, then run the whole loop (ARGS="--kafka --servers 2 …")
 up: $(VENV)/.run
 	$(BIN)/plaudit up $(ARGS)
+
+## instruct: install, then tune on instruction–output pairs (ARGS="pairs.jsonl …")
+instruct: $(VENV)/.instruct
+	$(BIN)/plaudit instruct $(ARGS)
 
 ## test: install, then lint, types, proto checks and all tests (ARGS="-k name …")
 test: lint
@@ -46,6 +50,10 @@ $(VENV)/.run: requirements/run.txt pyproject.toml hatch_build.py $(PROTOS)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.run requirements/dev.txt
+$(VENV)/.instruct: $(VENV)/.run requirements/instruct.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/instruct.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.instruct requirements/dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/dev.txt
 	touch $@
