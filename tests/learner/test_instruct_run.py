@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import pytest
 
@@ -17,11 +18,14 @@ from plaudit.events import POLICIES, Record, open_log
 from plaudit.releases import Releases
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import PolicyState
+from plaudit.settings import parse
+from plaudit_learner.instruct.__main__ import EXPECTED, PROGRAM, known_only_late, run
+from plaudit_learner.instruct.config import InstructSettings
 from plaudit_learner.instruct.run import fold
 from plaudit_server.adapters import check_adapter, linear_shapes
 from plaudit_server.engine import PolicyVersion
 
-pytestmark = pytest.mark.timeout(300)  # seconds of work, but it starves on a busy machine
+pytestmark = pytest.mark.timeout(600)  # seconds of work, but it starves on a busy machine
 
 QUICK = ("--learning-rate=3e-3", "--batch-size=4", "--replies=3", "--max-new-tokens=8", "--checkpoint-steps=2")
 
@@ -30,6 +34,10 @@ class Outcome(NamedTuple):
     code: int
     out: str
     err: str
+
+
+class Instruct(Protocol):
+    def __call__(self, *arguments: str | Path) -> Outcome: ...
 
 
 @pytest.fixture
@@ -49,12 +57,27 @@ async def start(tmp_path: Path, model: Path, *arguments: str | Path) -> Process:
     )
 
 
-async def instruct(tmp_path: Path, model: Path, *arguments: str | Path) -> Outcome:
-    process = await start(tmp_path, model, *arguments)
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    assert b"Traceback" not in err, err.decode()
-    return Outcome(process.returncode, out.decode(), err.decode())
+@pytest.fixture
+def instruct(
+    tmp_path: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> Instruct:
+    """The command, but in this process, which has imported everything already."""
+    caplog.set_level(logging.INFO)
+
+    def execute(*arguments: str | Path) -> Outcome:
+        command = [f"--data={tmp_path / 'home'}", f"--model={tiny_model}", *map(str, arguments)]
+        caplog.clear()
+        told = ""
+        try:
+            code = run(parse(InstructSettings, PROGRAM, command))
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        except (*EXPECTED, *known_only_late()) as error:
+            code, told = 1, f"{error}\n"
+        out, err = capfd.readouterr()
+        return Outcome(code, out, caplog.text + err + told)
+
+    return execute
 
 
 def releases(tmp_path: Path) -> Releases:
@@ -63,18 +86,20 @@ def releases(tmp_path: Path) -> Releases:
 
 
 async def test_killed_started_again_published_once(
-    tmp_path: Path, data: Path, tiny_model: Path, tiny_model_sha256: str
+    tmp_path: Path, data: Path, tiny_model: Path, tiny_model_sha256: str, instruct: Instruct
 ) -> None:
-    process = await start(tmp_path, tiny_model, data, *QUICK, "--epochs=30")
+    process = await start(tmp_path, tiny_model, data, *QUICK, "--epochs=12")
     assert process.stderr is not None
-    async with asyncio.timeout(200):
+    async with asyncio.timeout(400):
         while "tuning: " not in (line := (await process.stderr.readline()).decode()):
             assert line, "it ended before it tuned"
     process.kill()
     await process.communicate()
     assert releases(tmp_path).empty
 
-    again = await instruct(tmp_path, tiny_model, data, *QUICK, "--epochs=30")
+    process = await start(tmp_path, tiny_model, data, *QUICK, "--epochs=12")
+    out, err = await process.communicate()
+    again = Outcome(process.returncode or 0, out.decode(), err.decode())
     assert again.code == 0, again.err
     assert "continued from update" in again.err
     assert "evaluating before" not in again.err, "what was done is not done again"
@@ -96,28 +121,28 @@ async def test_killed_started_again_published_once(
     check_adapter(PolicyVersion("v1", adapter), linear_shapes(tiny_model), max_rank=16)
     assert manifest.created_by.startswith("plaudit-instruct, run ")
 
-    (run,) = (path.parent for path in (tmp_path / "home" / "instruct").glob("*/report.html"))
-    report = json.loads((run / "report.json").read_text())
+    (kept,) = (path.parent for path in (tmp_path / "home" / "instruct").glob("*/report.html"))
+    report = json.loads((kept / "report.json").read_text())
     assert report["verdict"]["passed"] is True
     assert report["data"]["languages"].keys() >= {"en", "zh"}
     assert len(report["samples"]) == 3
-    page = (run / "report.html").read_text()
+    page = (kept / "report.html").read_text()
     assert page.count("<svg") == 3
     assert "v1 is stable: instruction tuning" in page
-    assert not (run / "checkpoints").exists()
+    assert not (kept / "checkpoints").exists()
 
-    (run / "report.html").unlink()  # as if killed between its publication and its report
-    third = await instruct(tmp_path, tiny_model, data, *QUICK, "--epochs=30")
+    (kept / "report.html").unlink()  # as if killed between its publication and its report
+    third = instruct(data, *QUICK, "--epochs=12")
     assert third.code == 0
     assert "this run was done before" in third.out
     assert "tuning" not in third.err
-    assert (run / "report.html").read_text() == page
+    assert (kept / "report.html").read_text() == page
     assert releases(tmp_path).versions() == ["v0", "v1"]
 
-    other = await instruct(tmp_path, tiny_model, data, *QUICK, "--epochs=2")
+    other = instruct(data, *QUICK, "--epochs=2")
     assert other.code == 1
     assert "v1 is what the servers serve: give --start v1" in other.err
-    further = await instruct(tmp_path, tiny_model, data, *QUICK, "--epochs=2", "--start=v1", "--learning-rate=1e-12")
+    further = instruct(data, *QUICK, "--epochs=2", "--start=v1", "--learning-rate=1e-12")
     assert further.code == 1, "nothing was learnt"
     event = releases(tmp_path).event("v2")
     assert event is not None
@@ -127,13 +152,13 @@ async def test_killed_started_again_published_once(
     assert store.versions() == ["v1"]
 
 
-async def test_tags_are_judged_as_served(tmp_path: Path, data: Path, tiny_model: Path) -> None:
-    outcome = await instruct(tmp_path, tiny_model, data, *QUICK, "--annotate=tags", "--no-publish")
+def test_tags_are_judged_as_served(tmp_path: Path, data: Path, instruct: Instruct) -> None:
+    outcome = instruct(data, *QUICK, "--annotate=tags", "--no-publish")
     assert "held-out loss as served" in outcome.out, outcome.err
     assert "not published, as asked" in outcome.out
     assert releases(tmp_path).empty
-    (run,) = (tmp_path / "home" / "instruct").glob("*/report.json")
-    report = json.loads(run.read_text())
+    (kept,) = (tmp_path / "home" / "instruct").glob("*/report.json")
+    report = json.loads(kept.read_text())
     tagged, _, served, _ = report["comparison"]
     assert tagged["after"] < tagged["before"]
     assert served["before"] != tagged["before"]
@@ -143,7 +168,7 @@ async def test_tags_are_judged_as_served(tmp_path: Path, data: Path, tiny_model:
 async def test_stopped_by_a_signal(tmp_path: Path, data: Path, tiny_model: Path) -> None:
     process = await start(tmp_path, tiny_model, data, *QUICK)
     assert process.stdout is not None
-    async with asyncio.timeout(200):
+    async with asyncio.timeout(400):
         while not (await process.stdout.readline()).startswith(b"run "):
             pass
     process.send_signal(signal.SIGINT)
@@ -153,14 +178,14 @@ async def test_stopped_by_a_signal(tmp_path: Path, data: Path, tiny_model: Path)
     assert b"Traceback" not in err
 
 
-async def test_what_cannot_be_used_is_named(tmp_path: Path, data: Path, tiny_model: Path) -> None:
+def test_what_cannot_be_used_is_named(tmp_path: Path, data: Path, instruct: Instruct) -> None:
     with data.open("a") as stream:
         stream.write('{"instruction": "a"}\n{"instruction": "b", "output": "c<|im_end|>"}\n')
-    outcome = await instruct(tmp_path, tiny_model, data, *QUICK, "--check-only")
+    outcome = instruct(data, *QUICK, "--check-only")
     assert outcome.code == 1
     assert f"{data}, line 32: no output is there" in outcome.err
     assert f"{data}, line 33: the text holds <|im_end|>, which only the annotation may use" in outcome.err
-    outcome = await instruct(tmp_path, tiny_model, data, *QUICK, "--check-only", "--skip-bad")
+    outcome = instruct(data, *QUICK, "--check-only", "--skip-bad")
     assert outcome.code == 0, outcome.err
     assert "2 bad" in outcome.out
     assert not (tmp_path / "home").exists(), "looking at data leaves nothing behind"
@@ -178,17 +203,17 @@ async def test_what_cannot_be_used_is_named(tmp_path: Path, data: Path, tiny_mod
         (("--model=nowhere",), 1, "model 'nowhere': give 'smollm2', or a directory"),
     ],
 )
-async def test_it_says_what_is_wrong(
-    tmp_path: Path, data: Path, tiny_model: Path, arguments: tuple[str, ...], code: int, message: str
+def test_it_says_what_is_wrong(
+    data: Path, instruct: Instruct, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
-    outcome = await instruct(tmp_path, tiny_model, data, *QUICK, *arguments)
+    outcome = instruct(data, *QUICK, *arguments)
     assert outcome.code == code
     assert message in outcome.err
 
 
-async def test_a_deployment_on_kafka_gets_no_log_of_its_own(tmp_path: Path, data: Path, tiny_model: Path) -> None:
+def test_a_deployment_on_kafka_gets_no_log_of_its_own(tmp_path: Path, data: Path, instruct: Instruct) -> None:
     (tmp_path / "home" / "learner").mkdir(parents=True)
-    outcome = await instruct(tmp_path, tiny_model, data, *QUICK)
+    outcome = instruct(data, *QUICK)
     assert outcome.code == 1
     assert "its programs use Kafka; give --event-log" in outcome.err
 

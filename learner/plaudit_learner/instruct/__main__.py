@@ -31,6 +31,18 @@ class Refused(Exception):
     """The run cannot begin; the message says why, and what to do."""
 
 
+EXPECTED = (DataError, Refused, Occupied, base_model.ModelNotFound, OSError, ValueError)
+"""What a person is told in one line; `known_only_late` are more of them."""
+
+
+def known_only_late() -> tuple[type[Exception], ...]:
+    """Expected failures whose modules are imported after the settings are parsed."""
+    from plaudit.artifacts import ArtifactError
+    from plaudit.events import EventLogUnavailable
+
+    return ArtifactError, EventLogUnavailable
+
+
 def main() -> int:
     """The command; returns its exit status: 0, 1 (it failed, or the result was refused), 2 (wrong usage), 130."""
     settings = parse(InstructSettings, PROGRAM)
@@ -38,13 +50,7 @@ def main() -> int:
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
         on_stop(_stop, exit_with_parent=False)
-        from plaudit.artifacts import ArtifactError
-        from plaudit.events import EventLogUnavailable
-
-        expected = (
-            *(ArtifactError, EventLogUnavailable, DataError, Refused, Occupied),
-            *(base_model.ModelNotFound, OSError, ValueError),
-        )
+        expected = (*EXPECTED, *known_only_late())
         return run(settings)
     except Stopped:
         print(f"{PROGRAM}: stopped; the same command continues from here", file=sys.stderr)

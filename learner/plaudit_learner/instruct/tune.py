@@ -10,6 +10,7 @@ last whole checkpoint to the same weights, bit for bit, as if it had never been 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import random
 import shutil
@@ -23,6 +24,8 @@ import torch
 from plaudit_learner.instruct.evaluate import losses
 from plaudit_learner.instruct.progress import Tell
 from plaudit_learner.policy import Policy, PromptReply
+
+log = logging.getLogger(__name__)
 
 IGNORED = -100
 _CURVE_POINTS = 5
@@ -147,7 +150,8 @@ def tune(
     checkpoint = last_checkpoint(directory)
     if checkpoint is not None:
         done = int(checkpoint.name.rpartition("-")[2])
-        tell(done, f"continued from update {done}")
+        log.info("continued from update %d of %d", done, total)
+        tell(done, "")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     policy.model.eval()
     return _curves(trainer.state.log_history)
