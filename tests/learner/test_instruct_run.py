@@ -16,10 +16,10 @@ import pytest
 from plaudit.artifacts import PolicyStore
 from plaudit.events import POLICIES, Record, open_log
 from plaudit.releases import Releases
+from plaudit.settings import parse
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import PolicyState
-from plaudit.settings import parse
-from plaudit_learner.instruct.__main__ import EXPECTED, PROGRAM, known_only_late, run
+from plaudit_learner.instruct.__main__ import PROGRAM, expected, run
 from plaudit_learner.instruct.config import InstructSettings
 from plaudit_learner.instruct.run import fold
 from plaudit_server.adapters import check_adapter, linear_shapes
@@ -72,7 +72,7 @@ def instruct(
             code = run(parse(InstructSettings, PROGRAM, command))
         except SystemExit as ended:
             code = int(ended.code or 0)
-        except (*EXPECTED, *known_only_late()) as error:
+        except expected() as error:
             code, told = 1, f"{error}\n"
         out, err = capfd.readouterr()
         return Outcome(code, out, caplog.text + err + told)

@@ -31,16 +31,13 @@ class Refused(Exception):
     """The run cannot begin; the message says why, and what to do."""
 
 
-EXPECTED = (DataError, Refused, Occupied, base_model.ModelNotFound, OSError, ValueError)
-"""What a person is told in one line; `known_only_late` are more of them."""
-
-
-def known_only_late() -> tuple[type[Exception], ...]:
-    """Expected failures whose modules are imported after the settings are parsed."""
+def expected() -> tuple[type[Exception], ...]:
+    """Failures of which a person is told in one line; some of them are known only after the settings are parsed."""
     from plaudit.artifacts import ArtifactError
     from plaudit.events import EventLogUnavailable
 
-    return ArtifactError, EventLogUnavailable
+    of_the_run = (DataError, Refused, Occupied, base_model.ModelNotFound, ArtifactError, EventLogUnavailable)
+    return *of_the_run, OSError, ValueError
 
 
 def main() -> int:
@@ -50,12 +47,12 @@ def main() -> int:
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
         on_stop(_stop, exit_with_parent=False)
-        expected = (*EXPECTED, *known_only_late())
+        known = expected()
         return run(settings)
     except Stopped:
         print(f"{PROGRAM}: stopped; the same command continues from here", file=sys.stderr)
         return 130
-    except expected as error:
+    except known as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
 
