@@ -176,6 +176,9 @@ def test_csv_cells_are_texts(tmp_path: Path) -> None:
         ("two\nlines", 'a, "b"'),
     ]
     assert source.empty == [f"{path}, row 5: output is empty"]
+    packed = tmp_path / "packed.csv.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert [example.output for example in read([packed]).examples] == [example.output for example in source.examples]
     tabs = tmp_path / "pairs.tsv"
     tabs.write_text("prompt\tresponse\na\tb\n")
     assert [(example.prompt, example.output) for example in read([tabs]).examples] == [("a", "b")]

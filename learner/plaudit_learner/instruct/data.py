@@ -26,7 +26,7 @@ INPUT = ("input", "context")
 OUTPUT = ("output", "response", "completion", "answer", "std_answer", "target")
 MESSAGES = {"messages": ("role", "content"), "conversations": ("from", "value")}
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-PACKED = {".gz", ".bz2", ".xz", ".zst"}
+PACKED = {".gz", ".bz2", ".xz"}
 _JSON, _CSV, _PARQUET = {".jsonl", ".json"}, {".csv": ",", ".tsv": "\t"}, {".parquet"}
 
 Turn = tuple[str, str]
@@ -228,7 +228,7 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
             yield from _json(path, cache)
         else:
             # No guessing of types: "None", "7" and "2026-01-01" are texts.
-            options = {} if suffix in _PARQUET else _csv_options(path, _CSV[suffix], packed)
+            options = {} if suffix in _PARQUET else _csv_options(path, _CSV[suffix])
             rows = _load(path, cache, "parquet" if suffix in _PARQUET else "csv", **options)
             yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
 
@@ -247,20 +247,24 @@ def _json(path: Path, cache: str) -> Iterator[tuple[str, Any]]:
             yield f"{path}, line {number}", line
 
 
-def _csv_options(path: Path, separator: str, packed: bool) -> dict[str, Any]:
+def _csv_options(path: Path, separator: str) -> dict[str, Any]:
+    import fsspec
     from datasets import Features, Value
 
-    options: dict[str, Any] = {"sep": separator, "keep_default_na": False, "na_filter": False, "encoding": "utf-8-sig"}
-    if not packed:
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as stream:
-                header = next(csv.reader(stream, delimiter=separator), [])
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{path}: its first row cannot be read: {error}") from error
-        if len(set(header)) < len(header):
-            raise DataError(f"{path}: its first row names a field twice: {', '.join(header)}")
-        options["features"] = Features({name: Value("string") for name in header})
-    return options
+    try:
+        with fsspec.open(str(path), "rt", compression="infer", encoding="utf-8-sig", newline="") as stream:
+            header = next(csv.reader(stream, delimiter=separator), [])
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise DataError(f"{path}: its first row cannot be read: {error}") from error
+    if len(set(header)) < len(header):
+        raise DataError(f"{path}: its first row names a field twice: {', '.join(header)}")
+    return {
+        "sep": separator,
+        "encoding": "utf-8-sig",
+        "features": Features({name: Value("string") for name in header}),
+        "keep_default_na": False,
+        "na_filter": False,
+    }
 
 
 def _load(path: Path, cache: str, kind: str, **options: Any) -> list[dict[str, Any]]:
