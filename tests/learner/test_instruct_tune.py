@@ -66,13 +66,13 @@ def total(policy: Policy) -> float:
 def test_it_learns_what_it_was_not_trained_on(tiny_model: Path, tokenizer: Any, tmp_path: Path) -> None:
     before = total(Policy.load(tiny_model))
     settings = TuneSettings(epochs=4, batch_size=4, learning_rate=3e-3, checkpoint_steps=100)
-    policy, points, _ = tuned(tiny_model, tokenizer, tmp_path, pairs(24), settings=settings)
+    policy, points, _ = tuned(tiny_model, tokenizer, tmp_path, pairs(26), settings=settings)
     assert total(policy) < 0.5 * before
     held_out = [(point["step"], point["held_out_loss"]) for point in points if "held_out_loss" in point]
-    assert held_out[-1] == pytest.approx((24.0, total(policy) / 24), rel=1e-5), "24 output tokens in 6 examples"
+    assert held_out[-1] == pytest.approx((26.0, total(policy) / 24), rel=1e-5), "24 output tokens in 6 examples"
     assert held_out[0][1] > held_out[-1][1]
-    assert [point["step"] for point in points if "loss" in point] == list(range(1, 25))
-    assert steps(24, settings) == 24
+    assert [point["step"] for point in points if "loss" in point] == list(range(1, 27))
+    assert steps(26, settings) == 26
 
 
 def test_the_trainers_loss_is_that_of_the_output_tokens(tiny_model: Path, tokenizer: Any, tmp_path: Path) -> None:
