@@ -35,14 +35,18 @@ class Publisher:
         parent: str,
         window: Mapping[str, int],
         metrics: Mapping[str, float],
+        actor: str = "learner",
+        created_by: str = "plaudit-learner",
+        reason: str = "passed the gate",
     ) -> PolicyEvent:
-        """Announce the policy as the next version: stable if it passed the gate, rejected with the reason if not.
+        """Announce the policy as the next version: stable if the verdict says so, rejected with its reasons if not.
 
+        actor: who decides that it is made stable; created_by: which program made it; reason: why it is stable.
         The weights of what was rejected are not stored: nobody can serve them by mistake.
         Raises ArtifactError or EventLogUnavailable; what was announced by then is whole.
         """
         version = self._next_name(releases)
-        event = PolicyEvent(schema_version=1, version=version, parent=parent, actor="learner", metrics=metrics)
+        event = PolicyEvent(schema_version=1, version=version, parent=parent, actor=actor, metrics=metrics)
         event.checks.extend(
             GateCheck(
                 measure=check.measure,
@@ -66,10 +70,10 @@ class Publisher:
                 base_model_sha256=self._base_model_sha256,
                 window=dict(window),
                 metrics=dict(metrics),
-                created_by="plaudit-learner",
+                created_by=created_by,
             )
         # One event, so that no kill can leave a version halfway (docs/decisions/0001).
-        self._announce(event, PolicyState.POLICY_STATE_STABLE, "passed the gate")
+        self._announce(event, PolicyState.POLICY_STATE_STABLE, reason)
         return event
 
     def _announce(self, event: PolicyEvent, state: PolicyState.ValueType, reason: str) -> None:
