@@ -278,9 +278,8 @@ def _right(margin_P: Tensor) -> Tensor:
 def _print(row: Row, baseline: Row) -> None:
     gap, error = row.minus(baseline)
     beside = "" if row is baseline else f" | {gap:+.3f} ± {error:.3f}"
-    print(
-        f"| {row.name} | {row.accuracy:.3f} ± {row.error:.3f}{beside} | {row.validated:.3f} | {row.note} |", flush=True
-    )
+    validated = "–" if row.validated is None else f"{row.validated:.3f}"
+    print(f"| {row.name} | {row.accuracy:.3f} ± {row.error:.3f}{beside} | {validated} | {row.note} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def test_a_cap_ends_what_an_aspect_earns() -> None:
     # Past the cap only quality is left, and of the second feature it knows next to nothing.
     assert float(spread[:2].abs().max()) < 0.25 * float(capped[3] - capped[0])
     free = fit_features(features, votes, terms=parse("quality=1,tone=1")).score_features(test)
-    assert float(free[4] - free[3]) > 1
+    assert float(free[4] - free[3]) > 0.5, "without a cap it goes on rising, up to the clip"
 
 
 def test_rewards_are_normalised_over_the_reference_replies() -> None:
