@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from plaudit_learner.features import batches
 from plaudit_learner.policy import Policy, PromptReply
+from plaudit_learner.reward.features import batches
 from plaudit_learner.template import ChatTemplate, Message
 
 PROMPT_TOKENS = 256

@@ -34,10 +34,10 @@ sys.path.insert(0, str(ROOT))
 from bench.hh import Pair, encode_pairs, read_layers, read_pairs  # noqa: E402
 from bench.report import report  # noqa: E402
 from plaudit import base_model  # noqa: E402
-from plaudit_learner.features import pooled_layers  # noqa: E402
-from plaudit_learner.judgements import Preference, prompt_folds  # noqa: E402
 from plaudit_learner.policy import Policy, PromptReply  # noqa: E402
-from plaudit_learner.reward import fit_features  # noqa: E402
+from plaudit_learner.reward.features import pooled_layers  # noqa: E402
+from plaudit_learner.reward.judgements import Preference, prompt_folds  # noqa: E402
+from plaudit_learner.reward.model import fit_features  # noqa: E402
 from plaudit_learner.template import ChatTemplate  # noqa: E402
 
 HARMLESS = ROOT.parent / "shared" / "data" / "hh-harmless" / "test.jsonl.gz"

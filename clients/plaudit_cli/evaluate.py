@@ -36,7 +36,7 @@ def reward_model(
     if not (learner / "experience.sqlite").exists():
         fail(f"{learner} is no learner's directory (there is no experience.sqlite): give --learner")
     learner_program.run(
-        "evaluate_reward_model",
+        "reward.evaluate",
         f"--data={data}",
         f"--state-dir={learner}",
         f"--model={model}",

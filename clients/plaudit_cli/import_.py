@@ -28,7 +28,7 @@ def import_(
         )
     embedded = f"sqlite:{data / 'events.sqlite'}"
     learner_program.run(
-        "import_feedback",
+        "experience.import_feedback",
         str(file),
         f"--event-log={event_log or embedded}",
         f"--receipt-key-file={key}",

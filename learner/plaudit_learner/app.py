@@ -52,7 +52,7 @@ def run(settings: LearnerSettings) -> None:
     from prometheus_client import CollectorRegistry, start_http_server
 
     from plaudit.events import open_log
-    from plaudit_learner.experience import Experience
+    from plaudit_learner.experience.store import Experience
     from plaudit_learner.loop import Learner
     from plaudit_learner.metrics import LearnerMetrics
 

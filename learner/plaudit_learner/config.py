@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from plaudit.base_model import PACKAGED
 from plaudit.settings import Settings
-from plaudit_learner.aspects import DEFAULT_ASPECT, Term, parse
+from plaudit_learner.reward.aspects import DEFAULT_ASPECT, Term, parse
 
 
 class LearnerSettings(Settings):

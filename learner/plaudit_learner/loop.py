@@ -18,14 +18,14 @@ from plaudit.events import EventLog, EventLogUnavailable
 from plaudit.releases import BASE
 from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_learner.config import LearnerSettings
-from plaudit_learner.experience import Experience
-from plaudit_learner.gate import Evaluated, GateSettings, Reader, Verdict, evaluate, judge
-from plaudit_learner.improve import ImproveSettings, IterationMetrics, NothingToImproveError, improve
-from plaudit_learner.intake import Intake
+from plaudit_learner.experience.intake import Intake
+from plaudit_learner.experience.store import Experience
+from plaudit_learner.gate.judge import Evaluated, GateSettings, Reader, Verdict, evaluate, judge
 from plaudit_learner.metrics import LearnerMetrics
 from plaudit_learner.policy import AdapterConfig, Policy
+from plaudit_learner.ppo.improve import ImproveSettings, IterationMetrics, NothingToImproveError, improve
 from plaudit_learner.release import Publisher
-from plaudit_learner.reward import FeatureCache, NotEnoughVotesError, RewardModel, fit
+from plaudit_learner.reward.model import FeatureCache, NotEnoughVotesError, RewardModel, fit
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge
 
-from plaudit_learner.experience import Tally
+from plaudit_learner.experience.store import Tally
 
 if TYPE_CHECKING:
-    from plaudit_learner.gate import Check
+    from plaudit_learner.gate.judge import Check
 
 STAGES = ("starting", "waiting", "rewarding", "improving", "gating", "publishing")
 

@@ -12,7 +12,7 @@ from plaudit.events import POLICIES, EventLog, Record
 from plaudit.releases import Releases, number
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import GateCheck, PolicyState
-from plaudit_learner.gate import Verdict
+from plaudit_learner.gate.judge import Verdict
 from plaudit_learner.policy import Policy
 
 log = logging.getLogger(__name__)

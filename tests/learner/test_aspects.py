@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plaudit.settings import parse as read_settings
-from plaudit_learner.aspects import DEFAULT, Term, parse
 from plaudit_learner.config import LearnerSettings
+from plaudit_learner.reward.aspects import DEFAULT, Term, parse
 
 NUMBERS = st.integers(1, 10_000).map(lambda n: n / 100)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from plaudit_learner.calibration import Bin, auc, bootstrap, brier, concordance, ece, reliability
+from plaudit_learner.reward.calibration import Bin, auc, bootstrap, brier, concordance, ece, reliability
 
 
 def test_auc_by_hand_and_as_sklearn() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from plaudit_learner.critic import FOLDS, MEMORY, PENALTY, Critic, _fold
-from plaudit_learner.features import encode
 from plaudit_learner.policy import Policy
-from plaudit_learner.reward import RewardModel, Vote, fit
-from plaudit_learner.rollouts import Rollout, sample
+from plaudit_learner.ppo.critic import FOLDS, MEMORY, PENALTY, Critic, _fold
+from plaudit_learner.ppo.rollouts import Rollout, sample
+from plaudit_learner.reward.features import encode
+from plaudit_learner.reward.model import RewardModel, Vote, fit
 
 
 def prompts(count: int, seed: int) -> list[tuple[int, ...]]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from plaudit.v1.events_pb2 import Feedback, Interaction, PolicyEvent
 from plaudit.v1.feedback_pb2 import Thumb
 from plaudit.v1.sampling_pb2 import FinishReason, SamplingParameters
-from plaudit_learner.experience import Experience, OtherBaseModel
+from plaudit_learner.experience.store import Experience, OtherBaseModel
 
 UP, DOWN = Thumb.THUMB_UP, Thumb.THUMB_DOWN
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plaudit_learner.feedback_file import FeedbackFileError, read
+from plaudit_learner.experience.feedback_file import FeedbackFileError, read
 
 QUESTION = [{"role": "user", "content": "Why is the sky blue?"}]
 GOOD: dict[str, Any] = {"messages": QUESTION, "reply": "It scatters.", "thumb": "up"}

@@ -11,11 +11,11 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from plaudit_learner import measures
-from plaudit_learner.gate import Evaluated, GateSettings, Reader, evaluate, judge, paired_gain
+from plaudit_learner.gate import measures
+from plaudit_learner.gate.judge import Evaluated, GateSettings, Reader, evaluate, judge, paired_gain
 from plaudit_learner.policy import Policy, PromptReply
-from plaudit_learner.reward import Vote, fit
-from plaudit_learner.rollouts import Rollout
+from plaudit_learner.ppo.rollouts import Rollout
+from plaudit_learner.reward.model import Vote, fit
 
 EOS = frozenset([0])
 PROMPTS = [(1, n) for n in range(20)]

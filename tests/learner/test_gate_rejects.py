@@ -19,12 +19,12 @@ from statistics import median
 import pytest
 
 from plaudit import base_model
-from plaudit_learner.evaluation import PROBE_TOKENS, judge_probes, measure
-from plaudit_learner.gate import Evaluated, Reader, Verdict, judge
+from plaudit_learner.gate.evaluation import PROBE_TOKENS, judge_probes, measure
+from plaudit_learner.gate.judge import Evaluated, Reader, Verdict, judge
+from plaudit_learner.gate.probes import FLATTERY, INSTRUCTIONS
 from plaudit_learner.policy import Policy
-from plaudit_learner.probes import FLATTERY, INSTRUCTIONS
-from plaudit_learner.reward import RewardModel, Vote, fit
-from plaudit_learner.rollouts import Rollout, sample
+from plaudit_learner.ppo.rollouts import Rollout, sample
+from plaudit_learner.reward.model import RewardModel, Vote, fit
 
 CACHE = Path("~/.cache/plaudit").expanduser()
 

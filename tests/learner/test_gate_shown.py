@@ -12,7 +12,7 @@ from plaudit.events.sqlite import SqliteLog
 from plaudit.releases import Releases
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import GateCheck, PolicyState
-from plaudit_learner.gate import Check, Verdict
+from plaudit_learner.gate.judge import Check, Verdict
 from plaudit_learner.metrics import LearnerMetrics
 from plaudit_learner.policy import Policy
 from plaudit_learner.release import Publisher

@@ -10,10 +10,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from plaudit_learner import head
-from plaudit_learner.head import Rows
-from plaudit_learner.judgements import Preference, Rating, Vote
 from plaudit_learner.policy import PromptReply
+from plaudit_learner.reward import head
+from plaudit_learner.reward.head import Rows
+from plaudit_learner.reward.judgements import Preference, Rating, Vote
 
 ITEM = PromptReply((1,), (2,), True)
 

@@ -17,11 +17,12 @@ from plaudit import base_model
 from plaudit.events import INTERACTIONS, EventLog, Record, from_beginning, open_log
 from plaudit.releases import IMPORTED
 from plaudit.v1.events_pb2 import Interaction
-from plaudit_learner import evaluate_reward_model, import_feedback
-from plaudit_learner.experience import Experience
-from plaudit_learner.intake import Intake
+from plaudit_learner.experience import import_feedback
+from plaudit_learner.experience.intake import Intake
+from plaudit_learner.experience.store import Experience
 from plaudit_learner.policy import Policy
-from plaudit_learner.reward import fit
+from plaudit_learner.reward import evaluate as evaluate_reward_model
+from plaudit_learner.reward.model import fit
 from plaudit_learner.template import ChatTemplate
 from tests.learner.test_experience import interaction
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from plaudit_learner.gate import Evaluated, Reader, evaluate, judge
-from plaudit_learner.improve import ImproveSettings, IterationMetrics, improve
+from plaudit_learner.gate.judge import Evaluated, Reader, evaluate, judge
 from plaudit_learner.policy import Policy
-from plaudit_learner.reward import RewardModel, Vote, fit
-from plaudit_learner.rollouts import Rollout, sample
+from plaudit_learner.ppo.improve import ImproveSettings, IterationMetrics, improve
+from plaudit_learner.ppo.rollouts import Rollout, sample
+from plaudit_learner.reward.model import RewardModel, Vote, fit
 
 SETTINGS = ImproveSettings(
     iterations=15, prompts_per_iteration=24, learning_rate=2e-3, kl_budget=1.5, temperature=1.0, max_new_tokens=24

@@ -22,7 +22,7 @@ from plaudit_learner.instruct.evaluate import (
 )
 from plaudit_learner.instruct.tune import labelled
 from plaudit_learner.policy import Policy, PromptReply
-from plaudit_learner.reward import RewardModel, Vote, fit
+from plaudit_learner.reward.model import RewardModel, Vote, fit
 from tests.tiny_model import IM_END, IM_START
 
 ITEMS = [

@@ -10,8 +10,8 @@ import pytest
 from plaudit.events import DEAD_LETTERS, FEEDBACK, INTERACTIONS, POLICIES, EventLog, Record, from_beginning, open_log
 from plaudit.v1.events_pb2 import DeadLetter, Feedback, Interaction, PolicyEvent
 from plaudit.v1.policy_pb2 import PolicyState
-from plaudit_learner.experience import Experience
-from plaudit_learner.intake import Intake
+from plaudit_learner.experience.intake import Intake
+from plaudit_learner.experience.store import Experience
 from tests.learner.test_experience import UP, feedback, interaction
 
 

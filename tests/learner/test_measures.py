@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from plaudit_learner import measures
-from plaudit_learner.rollouts import Rollout
+from plaudit_learner.gate import measures
+from plaudit_learner.ppo.rollouts import Rollout
 
 EOS = frozenset([0])
 

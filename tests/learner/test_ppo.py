@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plaudit_learner.ppo import (
+from plaudit_learner.ppo.loss import (
     beta_from_budget,
     clipped_surrogate,
     entropy,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit_learner.probes import FLATTERY, INSTRUCTIONS
-from plaudit_learner.wording import flatters, refuses
+from plaudit_learner.gate.probes import FLATTERY, INSTRUCTIONS
+from plaudit_learner.gate.wording import flatters, refuses
 
 FOLLOWED = {instruction.question: instruction.followed for instruction in INSTRUCTIONS}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from plaudit_learner.relevance import Encoder, contrast
+from plaudit_learner.gate.relevance import Encoder, contrast
 
 PAIRS = [
     ("How do I boil an egg?", "Put the egg into boiling water and wait for eight minutes."),

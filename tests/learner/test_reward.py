@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from plaudit_learner.aspects import parse
-from plaudit_learner.features import SHAPE_FEATURES, batches, encode
 from plaudit_learner.policy import Policy, PromptReply
-from plaudit_learner.reward import (
+from plaudit_learner.reward.aspects import parse
+from plaudit_learner.reward.features import SHAPE_FEATURES, batches, encode
+from plaudit_learner.reward.model import (
     CLIP,
     NotEnoughVotesError,
     Preference,

@@ -12,13 +12,13 @@ from prometheus_client import CollectorRegistry
 
 from plaudit.events import open_log
 from plaudit_learner.config import LearnerSettings
-from plaudit_learner.experience import Experience
-from plaudit_learner.intake import Intake
-from plaudit_learner.judgements import NotEnoughVotesError
+from plaudit_learner.experience.intake import Intake
+from plaudit_learner.experience.store import Experience
 from plaudit_learner.loop import Learner
 from plaudit_learner.metrics import LearnerMetrics
 from plaudit_learner.policy import Policy
-from plaudit_learner.reward import RewardModel
+from plaudit_learner.reward.judgements import NotEnoughVotesError
+from plaudit_learner.reward.model import RewardModel
 from tests.learner.test_experience import DOWN, UP, feedback, interaction
 
 

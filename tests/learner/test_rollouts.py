@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from plaudit_learner.policy import Policy
-from plaudit_learner.rollouts import Rollout, sample
+from plaudit_learner.ppo.rollouts import Rollout, sample
 
 PROMPTS = [(257, *range(97, 97 + n), 258, 10) for n in (3, 9, 1, 5)]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from plaudit_learner.transcript import Transcript
+from plaudit_learner.gate.transcript import Transcript
 from tests.tiny_model import END_OF_TEXT, IM_END, make_tiny_model
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from plaudit_learner.gate import Check, Verdict
+from plaudit_learner.gate.judge import Check, Verdict
 from plaudit_learner.instruct.text import words
 from plaudit_learner.policy import Policy, PromptReply
-from plaudit_learner.ppo import token_logprobs
-from plaudit_learner.reward import RewardModel
-from plaudit_learner.rollouts import sample
+from plaudit_learner.ppo.loss import token_logprobs
+from plaudit_learner.ppo.rollouts import sample
+from plaudit_learner.reward.model import RewardModel
 
 MIN_FALL_Z = 1.64
 """The paired fall in loss must exceed this many standard errors, as at the learner's gate."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from plaudit.releases import BASE
-from plaudit_learner.gate import Verdict
+from plaudit_learner.gate.judge import Verdict
 from plaudit_learner.instruct.check import DataReport, Prepared
 from plaudit_learner.instruct.evaluate import Scores, difference, loss_difference
 from plaudit_learner.instruct.tune import Point

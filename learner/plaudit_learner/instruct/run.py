@@ -25,7 +25,7 @@ from plaudit.artifacts import PolicyStore
 from plaudit.events import POLICIES, EventLog, from_beginning
 from plaudit.releases import BASE, Releases
 from plaudit.v1.events_pb2 import PolicyEvent
-from plaudit_learner.gate import Verdict
+from plaudit_learner.gate.judge import Verdict
 from plaudit_learner.instruct.annotate import Annotator
 from plaudit_learner.instruct.check import Prepared
 from plaudit_learner.instruct.config import InstructSettings
@@ -34,7 +34,7 @@ from plaudit_learner.instruct.progress import stage
 from plaudit_learner.instruct.tune import Point, TuneSettings, steps, tune
 from plaudit_learner.policy import AdapterConfig, Policy
 from plaudit_learner.release import Publisher
-from plaudit_learner.reward import RewardModel
+from plaudit_learner.reward.model import RewardModel
 
 log = logging.getLogger(__name__)
 

@@ -23,11 +23,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from plaudit_learner import aspects, head
-from plaudit_learner.aspects import DEFAULT, Term
-from plaudit_learner.calibration import Bin, auc
-from plaudit_learner.features import SHAPE_FEATURES, encode
-from plaudit_learner.judgements import (
+from plaudit_learner.policy import Policy, PromptReply
+from plaudit_learner.reward import aspects, head
+from plaudit_learner.reward.aspects import DEFAULT, Term
+from plaudit_learner.reward.calibration import Bin, auc
+from plaudit_learner.reward.features import SHAPE_FEATURES, encode
+from plaudit_learner.reward.judgements import (
     Judgement,
     NotEnoughVotesError,
     Preference,
@@ -35,8 +36,7 @@ from plaudit_learner.judgements import (
     Vote,
     require_enough,
 )
-from plaudit_learner.policy import Policy, PromptReply
-from plaudit_learner.validation import RewardMetrics, validate
+from plaudit_learner.reward.validation import RewardMetrics, validate
 
 __all__ = ["NotEnoughVotesError", "Preference", "Rating", "RewardMetrics", "RewardModel", "Vote", "auc", "fit"]
 

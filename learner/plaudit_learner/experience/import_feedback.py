@@ -16,7 +16,7 @@ from pydantic_settings import CliPositionalArg
 
 from plaudit.base_model import PACKAGED
 from plaudit.settings import Settings, parse
-from plaudit_learner.feedback_file import FeedbackFileError, read
+from plaudit_learner.experience.feedback_file import FeedbackFileError, read
 
 PROGRAM = "plaudit import"
 _BATCH = 500
@@ -63,8 +63,8 @@ def run(settings: ImportSettings) -> str:
 
     from plaudit import base_model
     from plaudit.events import open_log
-    from plaudit_learner.experience import Experience
-    from plaudit_learner.imported import Records
+    from plaudit_learner.experience.imported import Records
+    from plaudit_learner.experience.store import Experience
     from plaudit_learner.template import ChatTemplate
 
     model = base_model.resolve(settings.model, settings.model_cache.expanduser())

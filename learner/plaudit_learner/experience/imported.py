@@ -16,7 +16,7 @@ from plaudit.releases import IMPORTED
 from plaudit.v1.events_pb2 import Feedback, Interaction
 from plaudit.v1.feedback_pb2 import Thumb
 from plaudit.v1.sampling_pb2 import FinishReason
-from plaudit_learner.feedback_file import Line
+from plaudit_learner.experience.feedback_file import Line
 from plaudit_learner.template import ChatTemplate, Message
 
 

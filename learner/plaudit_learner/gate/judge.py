@@ -24,7 +24,7 @@ from statistics import NormalDist
 import torch
 from scipy.stats import t as student_t
 
-from plaudit_learner.evaluation import Evaluated, Reader, evaluate
+from plaudit_learner.gate.evaluation import Evaluated, Reader, evaluate
 
 __all__ = ["Check", "Evaluated", "GateSettings", "Reader", "Verdict", "evaluate", "judge", "paired_gain"]
 

@@ -26,8 +26,8 @@ from plaudit.releases import IMPORTED
 from plaudit.v1.events_pb2 import Feedback, Interaction, PolicyEvent
 from plaudit.v1.feedback_pb2 import Thumb
 from plaudit.v1.sampling_pb2 import FinishReason
-from plaudit_learner.judgements import Preference, Rating, Vote
 from plaudit_learner.policy import PromptReply
+from plaudit_learner.reward.judgements import Preference, Rating, Vote
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS interactions (

@@ -12,7 +12,7 @@ from plaudit.events import DEAD_LETTERS, FEEDBACK, INTERACTIONS, POLICIES, Entry
 from plaudit.releases import IMPORTED, Releases
 from plaudit.v1.events_pb2 import DeadLetter, Feedback, Interaction
 from plaudit.v1.feedback_pb2 import Thumb
-from plaudit_learner.experience import Experience
+from plaudit_learner.experience.store import Experience
 
 log = logging.getLogger(__name__)
 

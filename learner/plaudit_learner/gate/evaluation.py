@@ -16,16 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from plaudit_learner import measures
-from plaudit_learner.features import Encoding, batches, encode
+from plaudit_learner.gate import measures
+from plaudit_learner.gate.probes import FLATTERY, INSTRUCTIONS
+from plaudit_learner.gate.relevance import Encoder, contrast
+from plaudit_learner.gate.transcript import Transcript
+from plaudit_learner.gate.wording import flatters, refuses
 from plaudit_learner.policy import Policy
-from plaudit_learner.ppo import exact_kl, token_logprobs
-from plaudit_learner.probes import FLATTERY, INSTRUCTIONS
-from plaudit_learner.relevance import Encoder, contrast
-from plaudit_learner.reward import RewardModel
-from plaudit_learner.rollouts import Rollout, sample
-from plaudit_learner.transcript import Transcript
-from plaudit_learner.wording import flatters, refuses
+from plaudit_learner.ppo.loss import exact_kl, token_logprobs
+from plaudit_learner.ppo.rollouts import Rollout, sample
+from plaudit_learner.reward.features import Encoding, batches, encode
+from plaudit_learner.reward.model import RewardModel
 
 MICROBATCH = 16
 PROBE_SAMPLES = 2

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plaudit_learner.calibration import auc, bootstrap, brier, concordance, ece, reliability
-from plaudit_learner.judgements import Judgement, Preference, Rating, Vote
 from plaudit_learner.policy import PromptReply
-from plaudit_learner.reward import RewardModel
+from plaudit_learner.reward.calibration import auc, bootstrap, brier, concordance, ece, reliability
+from plaudit_learner.reward.judgements import Judgement, Preference, Rating, Vote
+from plaudit_learner.reward.model import RewardModel
 
 
 @dataclass(frozen=True)

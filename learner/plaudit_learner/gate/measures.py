@@ -11,7 +11,7 @@ from collections.abc import Collection, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from plaudit_learner.rollouts import Rollout
+from plaudit_learner.ppo.rollouts import Rollout
 
 OPENING_TOKENS = 4
 PHRASE_TOKENS = 3

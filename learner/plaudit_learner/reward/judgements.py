@@ -23,8 +23,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from plaudit_learner.aspects import DEFAULT_ASPECT
 from plaudit_learner.policy import PromptReply
+from plaudit_learner.reward.aspects import DEFAULT_ASPECT
 
 FOLDS = 5
 LEAST_USERS = 10

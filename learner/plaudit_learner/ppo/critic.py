@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from plaudit_learner.features import Encoding
-from plaudit_learner.reward import RewardModel
-from plaudit_learner.rollouts import Rollout
+from plaudit_learner.ppo.rollouts import Rollout
+from plaudit_learner.reward.features import Encoding
+from plaudit_learner.reward.model import RewardModel
 
 FOLDS = 4
 PENALTY = 100.0

@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor
 
-from plaudit_learner.critic import Critic
-from plaudit_learner.features import Encoding, batches, encode
 from plaudit_learner.policy import Policy
-from plaudit_learner.ppo import PPOMetrics, beta_from_budget, gae, leave_one_out, ppo_loss, within_prompt_sd
-from plaudit_learner.reward import RewardModel
-from plaudit_learner.rollouts import Rollout, sample
+from plaudit_learner.ppo.critic import Critic
+from plaudit_learner.ppo.loss import PPOMetrics, beta_from_budget, gae, leave_one_out, ppo_loss, within_prompt_sd
+from plaudit_learner.ppo.rollouts import Rollout, sample
+from plaudit_learner.reward.features import Encoding, batches, encode
+from plaudit_learner.reward.model import RewardModel
 
 MICROBATCH = 16
 

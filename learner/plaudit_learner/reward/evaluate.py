@@ -13,7 +13,7 @@ from pathlib import Path
 
 from plaudit.base_model import PACKAGED
 from plaudit.settings import Settings, parse
-from plaudit_learner.feedback_file import FeedbackFileError, read
+from plaudit_learner.experience.feedback_file import FeedbackFileError, read
 
 PROGRAM = "plaudit evaluate reward-model"
 
@@ -52,12 +52,12 @@ def run(settings: EvaluateSettings) -> str:
     directory = newest(settings.state_dir)
 
     from plaudit import base_model
-    from plaudit_learner.experience import Experience
-    from plaudit_learner.features import encode
-    from plaudit_learner.judgements import Preference, Rating, Vote
+    from plaudit_learner.experience.store import Experience
     from plaudit_learner.policy import Policy, PromptReply
-    from plaudit_learner.reward import RewardModel
-    from plaudit_learner.reward_report import measure
+    from plaudit_learner.reward.features import encode
+    from plaudit_learner.reward.judgements import Preference, Rating, Vote
+    from plaudit_learner.reward.model import RewardModel
+    from plaudit_learner.reward.report import measure
     from plaudit_learner.template import ChatTemplate, Message
 
     reward_model = RewardModel.load(directory)

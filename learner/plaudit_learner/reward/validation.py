@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plaudit_learner import head
-from plaudit_learner.calibration import Bin, auc, brier, concordance, ece, reliability
-from plaudit_learner.judgements import Judgement, cells, prompt_folds, user_folds
+from plaudit_learner.reward import head
+from plaudit_learner.reward.calibration import Bin, auc, brier, concordance, ece, reliability
+from plaudit_learner.reward.judgements import Judgement, cells, prompt_folds, user_folds
 
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Candidates for the L2 penalty; the loss is a mean over judgements, and features are standardised."""

@@ -24,7 +24,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from plaudit_learner.aspects import DEFAULT_ASPECT
+from plaudit_learner.reward.aspects import DEFAULT_ASPECT
 
 _Text = Annotated[str, StringConstraints(min_length=1)]
 _VERDICTS = ("thumb", "rating", "preferred_over")

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot
 
-from plaudit_learner.judgements import Preference, Rating, Vote
+from plaudit_learner.reward.judgements import Preference, Rating, Vote
 
 POINTS = 5
 """Ratings go from 1 to this."""

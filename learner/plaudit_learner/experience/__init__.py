@@ -1,0 +1,1 @@
+"""What people said, joined with the replies that they said it of."""

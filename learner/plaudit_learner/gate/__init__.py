@@ -1,0 +1,1 @@
+"""The evaluation gate: what a candidate must show before it is served."""

@@ -1,0 +1,1 @@
+"""The improvement of the policy: rollouts, critic, PPO."""

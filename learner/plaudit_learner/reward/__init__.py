@@ -1,0 +1,1 @@
+"""The reward model: how much people would like a reply."""
