@@ -17,6 +17,7 @@ from plaudit.artifacts import ArtifactError, PolicyStore
 from plaudit.events import EventLog, EventLogUnavailable
 from plaudit.releases import BASE
 from plaudit.v1.policy_pb2 import PolicyState
+from plaudit_learner import rounds
 from plaudit_learner.config import LearnerSettings
 from plaudit_learner.experience.intake import Intake
 from plaudit_learner.experience.store import Experience
@@ -26,6 +27,7 @@ from plaudit_learner.policy import AdapterConfig, Policy
 from plaudit_learner.ppo.improve import ImproveSettings, IterationMetrics, NothingToImproveError, improve
 from plaudit_learner.release import Publisher
 from plaudit_learner.reward.model import FeatureCache, NotEnoughVotesError, RewardModel, fit
+from plaudit_learner.rounds import Round
 
 log = logging.getLogger(__name__)
 
@@ -73,16 +75,16 @@ class Learner:
                 self._intake.start()
                 self._metrics.tally(self._store.tallies(self._settings.aspect))
                 while True:
-                    self._take_in()
+                    self._metrics.stage.state("waiting")
+                    self._take_in(_POLL_SECONDS)
                     if self._due():
                         self._round()
             except (EventLogUnavailable, ArtifactError) as error:
                 log.warning("%s; trying again", error)
                 time.sleep(_RETRY_SECONDS)
 
-    def _take_in(self) -> None:
-        self._metrics.stage.state("waiting")
-        taken = self._intake.drain(_POLL_SECONDS)
+    def _take_in(self, timeout: float) -> None:
+        taken = self._intake.drain(timeout)
         self._metrics.lag.set(self._intake.lag())
         if taken:
             self._metrics.records.inc(taken)
@@ -100,54 +102,80 @@ class Learner:
         return max(((int(metrics["round"]), int(metrics["votes"])) for metrics in ended), default=(0, 0))
 
     def _round(self) -> None:
-        settings, began = self._settings, time.monotonic()
-        number = self._last_round()[0] + 1
-        seed = settings.seed + 1000 * number
-        count = self._store.count_votes(*settings.aspects)
-        parent = self._intake.releases.stable
-        log.info("round %d: %d votes, to be better than %s", number, count, parent)
-
-        self._metrics.stage.state("rewarding")
+        began = time.monotonic()
+        number, parent = self._last_round()[0] + 1, self._intake.releases.stable
+        settings = self._settings.model_dump(mode="json")
         # From the base model anew, and not from the parent, which had spent its KL on a reward model that knew less
         # (docs/decisions/0007).
-        policy = self._load(BASE, seed)
+        policy = self._load(BASE, self._settings.seed + 1000 * number)
+        this, reward_model = rounds.kept(self._kept, settings), self._reward_model(number)
         try:
-            reward_model = self._fit(policy)
-            train, held_out = self._prompts()
+            if this is not None and reward_model is not None and (this.number, this.parent) == (number, parent):
+                log.info("round %d goes on where it was cut off", number)
+            else:
+                this, reward_model = self._begin(policy, number, parent)
+                this.keep(self._kept, settings)
             self._metrics.stage.state("improving")
-            how = self._how(count)
-            result = improve(policy, reward_model, train, how, seed=seed, progress=self._progress)
+            result = improve(
+                policy,
+                reward_model,
+                this.train,
+                this.how,
+                seed=this.seed,
+                progress=self._progress,
+                checkpoint=self._kept / rounds.CHECKPOINT,
+            )
             if result.stopped:
                 log.info("improved no further: %s", result.stopped)
         except (NotEnoughVotesError, NothingToImproveError) as error:
             log.info("round %d waits for more votes: %s", number, error)
-            self._in_vain = count
+            self._in_vain = self._store.count_votes(*self._settings.aspects)
+            rounds.drop(self._kept)
             return
 
         self._metrics.stage.state("gating")
-        verdict = self._gate(policy, result.reward_model, parent, held_out, how, seed)
+        verdict = self._gate(policy, result.reward_model, this)
 
+        self._take_in(0.0)
+        if self._intake.releases.stable != parent:
+            log.info("round %d is begun again: %s became stable meanwhile", number, self._intake.releases.stable)
+            return
         self._metrics.stage.state("publishing")
         event = self._publisher.publish(
             policy,
             verdict,
             self._intake.releases,
             parent=parent,
-            window={"votes": count, "prompts": len(train) + len(held_out)},
+            window={"votes": this.votes, "prompts": len(this.train) + len(this.held_out)},
             metrics={
                 **verdict.metrics,
                 "round": number,
-                "votes": count,
+                "votes": this.votes,
                 "iterations": len(result.iterations),
-                "kl_budget": how.kl_budget,
+                "kl_budget": this.how.kl_budget,
                 "beta": result.beta,
-                "reward_model_auc": reward_model.metrics.auc,
+                "reward_model_auc": reward_model.metrics.discrimination,
                 "minutes": (time.monotonic() - began) / 60,
             },
         )
+        rounds.drop(self._kept)
         outcome = PolicyState.Name(event.state).removeprefix("POLICY_STATE_").lower()
         self._metrics.rounds.labels(outcome).inc()
         log.info("round %d: %s is %s: %s", number, event.version, outcome, event.reason)
+
+    def _begin(self, policy: Policy, number: int, parent: str) -> tuple[Round, RewardModel]:
+        """Settle what the round works from. Raises NotEnoughVotesError."""
+        votes = self._store.count_votes(*self._settings.aspects)
+        log.info("round %d: %d votes, to be better than %s", number, votes, parent)
+        self._metrics.stage.state("rewarding")
+        reward_model = self._fit(policy)
+        train, held_out = self._prompts()
+        seed = self._settings.seed + 1000 * number
+        return Round(number, parent, votes, seed, train, held_out, self._how(votes)), reward_model
+
+    @property
+    def _kept(self) -> Path:
+        return self._settings.state_dir / "round"
 
     def _load(self, version: str, seed: int) -> Policy:
         """A version's weights, verified as servers verify them; of the base model: a new adapter."""
@@ -177,7 +205,8 @@ class Learner:
             terms=settings.terms,
             pessimism=settings.pessimism,
             cache=self._features,
-            before=self._last_reward_model(),
+            # Never of a round that was begun only: begun again, it would end in other digits.
+            before=self._reward_model(self._last_round()[0]),
         )
         self._keep(reward_model)
         self._metrics.reward_model_auc.set(reward_model.metrics.auc)
@@ -193,13 +222,10 @@ class Learner:
                 )
         return reward_model
 
-    def _last_reward_model(self) -> RewardModel | None:
-        """That of the last round that ended, from which the next one starts.
-
-        Never that of a round that was begun: begun again, the round would end in other digits than it would have.
-        """
+    def _reward_model(self, number: int) -> RewardModel | None:
+        """That of a round, if it is kept."""
         try:
-            return RewardModel.load(self._settings.state_dir / _REWARD_MODELS / str(self._last_round()[0]))
+            return RewardModel.load(self._settings.state_dir / _REWARD_MODELS / str(number))
         except (OSError, ValueError):
             return None
 
@@ -259,15 +285,8 @@ class Learner:
             metrics.length,
         )
 
-    def _gate(
-        self,
-        policy: Policy,
-        reward_model: RewardModel,
-        parent: str,
-        held_out: list[tuple[int, ...]],
-        how: ImproveSettings,
-        seed: int,
-    ) -> Verdict:
+    def _gate(self, policy: Policy, reward_model: RewardModel, this: Round) -> Verdict:
+        parent, held_out, how, seed = this.parent, this.held_out, this.how, this.seed
         least, most = _GATE_SAMPLES
         samples = min(max(least, math.ceil(_GATE_REPLIES / len(held_out))), most)
 

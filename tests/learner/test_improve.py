@@ -83,6 +83,37 @@ def test_same_seed_same_weights_another_seed_others(tiny_model: Path) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.parametrize("killed_in", [1, 2, 3])
+def test_killed_and_gone_on_with_it_ends_in_the_same_bits(tiny_model: Path, tmp_path: Path, killed_in: int) -> None:
+    """Killed in an iteration, whose checkpoint is not written yet; the first one has none before it."""
+    settings = dataclasses.replace(QUICK, iterations=3)
+    model = reward_model(Policy.load(tiny_model))
+
+    def kill(metrics: IterationMetrics) -> None:
+        if metrics.iteration == killed_in:
+            raise KeyboardInterrupt
+
+    whole = Policy.load(tiny_model)
+    expected = improve(whole, model, prompts(20, 0), settings, seed=0)
+    checkpoint = tmp_path / "checkpoint.pt"
+    with pytest.raises(KeyboardInterrupt):
+        improve(Policy.load(tiny_model), model, prompts(20, 0), settings, seed=0, progress=kill, checkpoint=checkpoint)
+    assert checkpoint.exists() == (killed_in > 1)
+    resumed, told = Policy.load(tiny_model), list[int]()
+    result = improve(
+        resumed,
+        model,
+        prompts(20, 0),
+        settings,
+        seed=0,
+        progress=lambda metrics: told.append(metrics.iteration),
+        checkpoint=checkpoint,
+    )
+    assert told == list(range(killed_in, 4))
+    assert all(torch.equal(a, b) for a, b in zip(resumed.snapshot(), whole.snapshot(), strict=True))
+    assert (result.iterations, result.beta) == (expected.iterations, expected.beta)
+
+
 def test_a_second_version_continues_from_the_first(tiny_model: Path, tmp_path: Path) -> None:
     policy = Policy.load(tiny_model)
     model = reward_model(policy)

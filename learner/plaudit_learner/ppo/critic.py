@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,6 +95,14 @@ class Critic:
             weights_C, mean = solved[fold]
             values.append((inputs_TC @ weights_C + mean).float())
         return values
+
+    def state(self) -> list[dict[str, Any]]:
+        """All that its values depend on, besides what it was made with."""
+        return [vars(sums) for sums in self._sums]
+
+    def restore(self, state: list[dict[str, Any]]) -> None:
+        """Become what `state` was taken of."""
+        self._sums = [_Sums(**sums) for sums in state]
 
     def _solve(self, left_out: int) -> tuple[Tensor, float]:
         """Weights, and the mean score around which they predict, without one fold."""
