@@ -1,8 +1,8 @@
 """The learner's loop: take in → reward model → improve the policy → gate → publish, and again.
 
 A round begins when enough new votes stand. What a round has done is told by its policy event, in the event log: a
-learner that is killed anywhere in a round begins that round again when it comes back, and one that was killed after the
-event knows that the round is over.
+learner that is killed anywhere in a round goes on with it when it comes back (`rounds.py`), and one that was killed
+after the event knows that the round is over.
 """
 
 from __future__ import annotations
