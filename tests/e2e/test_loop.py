@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from bench.deployment import Deployment, running, serves, until_round
 from plaudit_cli import personas
 from plaudit_cli.prompts import Prompt, split, user
 from plaudit_cli.simulation import Simulation, approval, run
+from plaudit_learner.metrics import STAGES
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka, pytest.mark.timeout(600)]
 
@@ -38,10 +40,13 @@ async def true_approval(deployment: Deployment, prompts: list[Prompt], version: 
 async def until_metric(
     deployment: Deployment, name: str, expected: dict[tuple[str, ...], float], program: int = 0
 ) -> None:
-    """Wait until a program shows these samples: it takes in records by and by."""
+    """Wait until a program shows these samples: it takes in records by and by, and may have to start first."""
     async with asyncio.timeout(60):
-        while deployment.metric(name, program) != expected:
-            await asyncio.sleep(0.2)
+        while True:
+            with suppress(OSError):
+                if deployment.metric(name, program) == expected:
+                    return
+            await asyncio.sleep(0.05)
 
 
 async def test_votes_become_a_better_version_on_all_servers(tmp_path: Path, tiny_model: Path) -> None:
@@ -84,9 +89,9 @@ async def test_killed_programs_come_back_and_nothing_is_lost(tmp_path: Path, tin
     async with running(tmp_path, *options, f"--model={tiny_model}") as deployment:
         client = deployment.clients[0]
         first = await run(client, BRIEF, TRAIN, Simulation(conversations=150, max_tokens=24, temperature=1.0))
-        async with asyncio.timeout(60):
-            while deployment.metric("plaudit_learner_stage").get(("improving",)) != 1.0:
-                await asyncio.sleep(0.05)
+        await until_metric(
+            deployment, "plaudit_learner_stage", {(stage,): float(stage == "improving") for stage in STAGES}
+        )
         deployment.process("plaudit_learner.app").kill()  # in the middle of its round
         policies = await until_round(client, 1, 300)
         assert [policy.version for policy in policies.policies] == ["v0", "v1"], "the round was done once"
