@@ -70,10 +70,13 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
 
     from plaudit.artifacts import PolicyStore
     from plaudit.events import open_log
+    from plaudit_server.chat import ChatService
     from plaudit_server.engine import PolicyVersion
+    from plaudit_server.feedback import FeedbackService
     from plaudit_server.follower import Follower
     from plaudit_server.metrics import ServerMetrics
     from plaudit_server.outbox import Outbox
+    from plaudit_server.policies import PolicyService
     from plaudit_server.prompts import ChatTemplate
     from plaudit_server.receipts import Receipts
     from plaudit_server.router import Router
@@ -114,15 +117,18 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
         writing = asyncio.create_task(outbox.run(), name="outbox")
         watching = asyncio.create_task(_watch(engine), name="engine")
         rpc = Rpc(
-            settings=settings,
-            engine=engine,
-            template=template,
-            router=router,
-            receipts=receipts,
-            outbox=outbox,
-            follower=follower,
-            event_log=event_log,
-            metrics=metrics,
+            settings.listen,
+            ChatService(
+                settings=settings,
+                engine=engine,
+                template=template,
+                router=router,
+                receipts=receipts,
+                outbox=outbox,
+                metrics=metrics,
+            ),
+            FeedbackService(receipts, outbox, settings.aspects, metrics),
+            PolicyService(event_log, follower, router),
         )
         try:
             stopping = asyncio.create_task(stop.wait(), name="stop")

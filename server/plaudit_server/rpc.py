@@ -6,20 +6,11 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from plaudit.events import EventLog
 from plaudit.v1 import chat_pb2, chat_pb2_grpc, feedback_pb2, feedback_pb2_grpc, policy_pb2, policy_pb2_grpc
 from plaudit_server.chat import ChatService
-from plaudit_server.config import ServerSettings
-from plaudit_server.engine import Engine
 from plaudit_server.feedback import FeedbackService
-from plaudit_server.follower import Follower
 from plaudit_server.interceptors import ErrorInterceptor
-from plaudit_server.metrics import ServerMetrics
-from plaudit_server.outbox import Outbox
 from plaudit_server.policies import PolicyService
-from plaudit_server.prompts import ChatTemplate
-from plaudit_server.receipts import Receipts
-from plaudit_server.router import Router
 
 _CLOSE_SECONDS = 1.0
 _SERVICES = tuple(
@@ -35,40 +26,18 @@ _SERVICES = tuple(
 class Rpc:
     """Starts serving; stops without cutting a stream."""
 
-    def __init__(
-        self,
-        *,
-        settings: ServerSettings,
-        engine: Engine,
-        template: ChatTemplate,
-        router: Router,
-        receipts: Receipts,
-        outbox: Outbox,
-        follower: Follower,
-        event_log: EventLog,
-        metrics: ServerMetrics,
-    ) -> None:
-        self._listen = settings.listen
+    def __init__(self, listen: str, chat: ChatService, feedback: FeedbackService, policies: PolicyService) -> None:
+        self._listen = listen
         self._health = health.aio.HealthServicer()
-        self._chat = ChatService(
-            settings=settings,
-            engine=engine,
-            template=template,
-            router=router,
-            receipts=receipts,
-            outbox=outbox,
-            metrics=metrics,
-        )
+        self._chat = chat
         # A request has at most 256 messages of 64 KiB, but no conversation that fits into a context is near 4 MiB.
         self._server = grpc.aio.server(
             interceptors=[ErrorInterceptor()],
             options=[("grpc.max_receive_message_length", 4 << 20), ("grpc.so_reuseport", 0)],
         )
-        chat_pb2_grpc.add_ChatServiceServicer_to_server(self._chat, self._server)
-        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
-            FeedbackService(receipts, outbox, settings.aspects, metrics), self._server
-        )
-        policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyService(event_log, follower, router), self._server)
+        chat_pb2_grpc.add_ChatServiceServicer_to_server(chat, self._server)
+        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback, self._server)
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(policies, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
