@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -48,6 +48,8 @@ class ServerSettings(Settings):
     """Temperature when the request does not say."""
     default_top_p: float = Field(default=1.0, gt=0, le=1)
     """top_p when the request does not say."""
+    default_stop: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(default=[], max_length=8)
+    """Strings before which a reply ends when the request names none, as a JSON list."""
     max_running: int = Field(default=16, ge=1)
     """Replies that are sampled at once."""
     max_waiting: int = Field(default=64, ge=0)

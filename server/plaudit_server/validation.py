@@ -87,5 +87,5 @@ def check_sampling(request: StreamChatRequest, settings: ServerSettings) -> Samp
         top_p=top_p,
         max_tokens=max_tokens,
         seed=asked.seed if asked.HasField("seed") else None,
-        stop=tuple(asked.stop),
+        stop=tuple(asked.stop) or tuple(settings.default_stop),
     )
