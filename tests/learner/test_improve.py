@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,6 +136,19 @@ def test_iteration_that_goes_too_far_is_undone(tiny_model: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(policy.snapshot(), before, strict=True))
 
 
+@pytest.mark.parametrize("change", [{"kl": "reward"}, {"whiten": True}, {"trace": None}])
+def test_other_estimators_learn_too(tiny_model: Path, change: dict[str, Any]) -> None:
+    """Each by its own way; that the KL in the reward is felt at all shows in what a heavy beta leaves of it."""
+    policy = Policy.load(tiny_model)
+    model = reward_model(policy)
+    settings = dataclasses.replace(SETTINGS, iterations=8, **change)
+    result = improve(policy, model, prompts(80, 0), settings, seed=0)
+    assert result.iterations[-1].reward > result.reference_reward + 0.2
+    if "kl" in change:
+        held, reined = Policy.load(tiny_model), dataclasses.replace(settings, kl_budget=0.002)
+        assert improve(held, model, prompts(80, 0), reined, seed=0).iterations[-1].kl < 0.5 * result.iterations[-1].kl
+
+
 def test_unfinished_replies_cost_their_penalty(tiny_model: Path) -> None:
     policy = Policy.load(tiny_model)
     model = reward_model(policy)
@@ -159,6 +173,7 @@ def test_no_usable_prompt_is_refused(tiny_model: Path) -> None:
     [
         ({"samples_per_prompt": 1}, "samples_per_prompt must be at least 2"),
         ({"iterations": 0}, "iterations must be at least 1"),
+        ({"kl": "both"}, "kl is 'both': it must be loss or reward"),
         ({"kl_budget": 0.0}, "kl_budget, kl_stop and temperature must be positive"),
     ],
 )

@@ -16,6 +16,7 @@ from plaudit_learner.ppo.loss import (
     gae,
     leave_one_out,
     masked_whiten,
+    penalised,
     ppo_loss,
     token_logprobs,
     truncated_weights,
@@ -104,6 +105,11 @@ def test_beta_spends_its_budget_on_a_gaussian_reward() -> None:
     # Tilting a standard normal by exp(s x / beta) moves its mean to m = s / beta, at a KL of m^2 / 2.
     s, budget = 0.7, 1.2
     assert (s / beta_from_budget(s, budget)) ** 2 / 2 == pytest.approx(budget)
+
+
+def test_the_kl_in_the_reward_by_hand() -> None:
+    rewards, ours, theirs = torch.tensor([[0.0, 2.0]]), torch.tensor([[-1.0, -0.5]]), torch.tensor([[-1.5, -0.25]])
+    torch.testing.assert_close(penalised(rewards, ours, theirs, 0.4), torch.tensor([[-0.2, 2.1]]))
 
 
 def test_whitening_takes_no_notice_of_pads() -> None:

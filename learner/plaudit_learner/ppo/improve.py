@@ -23,7 +23,15 @@ from torch import Tensor
 
 from plaudit_learner.policy import Policy
 from plaudit_learner.ppo.critic import Critic
-from plaudit_learner.ppo.loss import beta_from_budget, gae, leave_one_out, within_prompt_sd
+from plaudit_learner.ppo.loss import (
+    beta_from_budget,
+    gae,
+    leave_one_out,
+    masked_whiten,
+    penalised,
+    token_logprobs,
+    within_prompt_sd,
+)
 from plaudit_learner.ppo.rollouts import Rollout, sample
 from plaudit_learner.ppo.settings import ImproveSettings
 from plaudit_learner.ppo.update import IterationMetrics, Scored, learning_rate_share, summary, update
@@ -134,7 +142,7 @@ class _Improvement:
             scored = self._score(rollouts, encode(self._policy, [r.item for r in rollouts], prefixes=True))
         # Reward and beta in units of s_within: the length of a gradient then does not depend on the reward's scale.
         advantages_BT = self._advantages(scored) / self._s_within
-        beta = self._beta / self._s_within
+        beta = self._beta / self._s_within if s.kl == "loss" else 0.0
         seen, norms = update(self._policy, self._optimizer, self._schedule, scored, advantages_BT, beta, s)
         self.done.append(summary(number + 1, scored, seen, norms))
         if self.done[-1].kl > s.kl_stop:
@@ -215,13 +223,33 @@ class _Improvement:
         """Of each token of each reply (B, longest reply), in units of the score."""
         rollouts, trace = scored.rollouts, self._settings.trace
         mask_BT = torch.nn.utils.rnn.pad_sequence([torch.ones(len(r.reply)) for r in rollouts], batch_first=True)
-        if self._critic is None or trace is None:
-            return leave_one_out(scored.rewards_BK).flatten()[:, None] * mask_BT
-        rewards_B = scored.rewards_BK.flatten()
-        values = self._critic.values(rollouts, scored.encodings, rewards_B)
         rewards_BT = torch.zeros_like(mask_BT)
-        rewards_BT[torch.arange(len(rollouts)), mask_BT.sum(dim=1).long() - 1] = rewards_B  # at the last real token
-        return gae(rewards_BT, torch.nn.utils.rnn.pad_sequence(values, batch_first=True), mask_BT, trace)
+        last_B = mask_BT.sum(dim=1).long() - 1  # the last real token
+        rewards_BT[torch.arange(len(rollouts)), last_B] = scored.rewards_BK.flatten()
+        if self._settings.kl == "reward":
+            rewards_BT = self._penalised(rewards_BT, scored) * mask_BT
+        returns_B = rewards_BT.sum(dim=1)
+        if self._critic is None or trace is None:
+            advantages_BT = leave_one_out(returns_B.view_as(scored.rewards_BK)).flatten()[:, None] * mask_BT
+        else:
+            values = self._critic.values(rollouts, scored.encodings, returns_B)
+            values_BT = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
+            advantages_BT = gae(rewards_BT, values_BT, mask_BT, trace)
+        # Whitened after masking: pads take no part.
+        return masked_whiten(advantages_BT, mask_BT) if self._settings.whiten else advantages_BT
+
+    def _penalised(self, rewards_BT: Tensor, scored: Scored) -> Tensor:
+        policy, temperature = self._policy, self._settings.temperature
+        ours, theirs = [], []
+        for rollout, encoding in zip(scored.rollouts, scored.encodings, strict=True):
+            with torch.no_grad():
+                logits_1TV = policy.head(encoding.predicting_TH[None])
+                theirs.append(token_logprobs(logits_1TV, torch.tensor([rollout.reply]), temperature)[1][0])
+            ours.append(torch.tensor(rollout.logprobs))
+        logprobs_BT, ref_logprobs_BT = (
+            torch.nn.utils.rnn.pad_sequence(each, batch_first=True) for each in (ours, theirs)
+        )
+        return penalised(rewards_BT, logprobs_BT, ref_logprobs_BT, self._beta)
 
 
 def _save(state: dict[str, Any], file: Path) -> None:

@@ -90,6 +90,14 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, trace: float) ->
     return advantages_BT * mask_BT
 
 
+def penalised(rewards_BT: Tensor, logprobs_BT: Tensor, ref_logprobs_BT: Tensor, beta: float) -> Tensor:
+    """The reward at each token less beta (log pi - log reference) of what was sampled (Ziegler et al. 2019, eq. 2).
+
+    The sum over a reply has beta times its KL as its expectation. Log-probabilities of the policy that sampled.
+    """
+    return rewards_BT - beta * (logprobs_BT - ref_logprobs_BT)
+
+
 def masked_whiten(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Mean 0 and variance 1 over the real tokens, 0 at pads: the pads take no part in the mean and the variance."""
     count = mask_BT.sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class ImproveSettings:
     """Nats a reply: past this an iteration is undone and the improvement ends. Keep it below the gate's bound."""
     trace: float | None = 0.9
     """Lambda of GAE with the critic. None: no critic, each reply against the others to its prompt (leave-one-out)."""
+    kl: Literal["loss", "reward"] = "loss"
+    """Where the KL to the reference is held against the policy: exactly, over the vocabulary, in the loss; or as
+    sampled, token by token, in the reward, from where it passes through the critic like all reward."""
+    whiten: bool = False
+    """Advantages to mean 0 and variance 1 over the real tokens of an iteration: forgets how much there is to gain."""
     clip: float = 0.2
     """The ratio's clip (Schulman et al. 2017, eq. 7)."""
     temperature: float = 0.7
@@ -52,5 +58,7 @@ class ImproveSettings:
                 raise ValueError(f"{name} must be at least 1")
         if self.samples_per_prompt < 2:
             raise ValueError("samples_per_prompt must be at least 2: each reply is judged against the others")
+        if self.kl not in ("loss", "reward"):
+            raise ValueError(f"kl is {self.kl!r}: it must be loss or reward")
         if min(self.kl_budget, self.kl_stop, self.temperature) <= 0:
             raise ValueError("kl_budget, kl_stop and temperature must be positive")
