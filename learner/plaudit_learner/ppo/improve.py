@@ -240,16 +240,14 @@ class _Improvement:
 
     def _penalised(self, rewards_BT: Tensor, scored: Scored) -> Tensor:
         policy, temperature = self._policy, self._settings.temperature
-        ours, theirs = [], []
+        theirs = []
         for rollout, encoding in zip(scored.rollouts, scored.encodings, strict=True):
             with torch.no_grad():
                 logits_1TV = policy.head(encoding.predicting_TH[None])
                 theirs.append(token_logprobs(logits_1TV, torch.tensor([rollout.reply]), temperature)[1][0])
-            ours.append(torch.tensor(rollout.logprobs))
-        logprobs_BT, ref_logprobs_BT = (
-            torch.nn.utils.rnn.pad_sequence(each, batch_first=True) for each in (ours, theirs)
-        )
-        return penalised(rewards_BT, logprobs_BT, ref_logprobs_BT, self._beta)
+        ours = [torch.tensor(rollout.logprobs) for rollout in scored.rollouts]
+        ours_BT, theirs_BT = (torch.nn.utils.rnn.pad_sequence(each, batch_first=True) for each in (ours, theirs))
+        return penalised(rewards_BT, ours_BT, theirs_BT, self._beta)
 
 
 def _save(state: dict[str, Any], file: Path) -> None:
