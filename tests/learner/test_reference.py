@@ -124,7 +124,7 @@ def test_a_published_version_names_its_reference(policy: Policy, tmp_path: Path,
     home = Rounds(tmp_path / "home", tiny_model)
     store, releases = PolicyStore(str(tmp_path / "versions")), Releases()
     publisher = Publisher(store, home.log, "0" * 64)
-    names = []
+    names: list[tuple[str, str, str]] = []
     for reference in (None, "v1", "v0"):
         event = publisher.publish(
             policy, Verdict([], {}), releases, parent="v0", reference=reference, window={}, metrics={}
@@ -145,10 +145,9 @@ def test_rounds_go_on_from_the_tuned_version_until_it_is_rolled_back(
         "v1", tuned, parent="v0", reference="v1", base_model_sha256="0" * 64, window={}, metrics={}, created_by="test"
     )
 
-    def announce(version: str, state: PolicyState.ValueType, reference: str) -> None:
-        event = PolicyEvent(schema_version=1, version=version, state=state, reference=reference, parent="v0")
-        event.manifest_sha256 = sha256
-        home.log.append([Record(POLICIES, version, event.SerializeToString())])
+    def announce(event: PolicyEvent, state: PolicyState.ValueType) -> None:
+        event.state = state
+        home.log.append([Record(POLICIES, event.version, event.SerializeToString())])
         home.learner._intake.drain(0.0)
 
     def next_round() -> PolicyEvent:
@@ -160,7 +159,8 @@ def test_rounds_go_on_from_the_tuned_version_until_it_is_rolled_back(
         return event
 
     home.learner._intake.start()
-    announce("v1", PolicyState.POLICY_STATE_STABLE, "v1")
+    v1 = PolicyEvent(schema_version=1, version="v1", reference="v1", parent="v0", manifest_sha256=sha256)
+    announce(v1, PolicyState.POLICY_STATE_STABLE)
     vote(home, 0, 60)
     event = next_round()
     assert (event.version, event.parent, event.reference) == ("v2", "v1", "v1")
@@ -168,8 +168,8 @@ def test_rounds_go_on_from_the_tuned_version_until_it_is_rolled_back(
     of_v1 = dict(home.learner._features)
 
     if event.state == PolicyState.POLICY_STATE_STABLE:
-        announce("v2", PolicyState.POLICY_STATE_ROLLED_BACK, "v1")
-    announce("v1", PolicyState.POLICY_STATE_ROLLED_BACK, "v1")
+        announce(event, PolicyState.POLICY_STATE_ROLLED_BACK)
+    announce(v1, PolicyState.POLICY_STATE_ROLLED_BACK)
     event = next_round()
     assert (event.version, event.parent, event.reference) == ("v3", "v0", "v0")
     assert RewardModel.load(home.models / "2").reference == "v0"
