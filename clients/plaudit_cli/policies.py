@@ -39,6 +39,7 @@ def show(version: Version, server: Server = DEFAULT_SERVER) -> None:
     lines = [
         ("version", policy.version),
         ("parent", policy.parent or "none"),
+        ("reference", policy.reference or "v0"),
         ("state", policy.state),
         ("since", _when(policy)),
         ("reason", policy.reason or "none given"),
@@ -107,7 +108,7 @@ def _print_table(answer: Policies) -> None:
 
 def _print_checks(checks: Sequence[GateCheck]) -> None:
     """The gate's table, aligned in a pipe as well."""
-    rows = [("the gate", "this version", "base", "bound", "")]
+    rows = [("the gate", "this version", "reference", "bound", "")]
     for check in checks:
         reference = f"{check.reference:.3f}" + (" (parent)" if check.measure == "reward" else "")
         bound = f"{'at most' if check.upper else 'at least'} {check.bound:.3f}"

@@ -96,6 +96,8 @@ class Policy:
     """What was measured of it at the gate."""
     checks: tuple[GateCheck, ...]
     """What the gate looked at, in its order; empty for v0."""
+    reference: str
+    """What its KL is measured against and learning on it starts from: an instruction-tuned version, or `v0`."""
 
     @classmethod
     def from_proto(cls, policy: policy_pb2.Policy) -> Policy:
@@ -111,6 +113,7 @@ class Policy:
                 GateCheck(check.measure, check.candidate, check.reference, check.bound, check.upper, check.kept)
                 for check in policy.checks
             ),
+            reference=policy.reference,
         )
 
 

@@ -43,8 +43,8 @@ class LearnerSettings(Settings):
     prompts_per_iteration: int = Field(default=24, ge=2)
     """Distinct prompts in an update, with 4 replies each."""
     kl_budget: float = Field(default=3.0, gt=0)
-    """How far the policy may go from the base model, once votes_for_kl_budget votes stand: KL per reply, in nats, that
-    the KL coefficient aims at. With fewer votes it is less, in proportion (docs/decisions/0009)."""
+    """How far the policy may go from the reference policy, once votes_for_kl_budget votes stand: KL per reply, in nats,
+    that the KL coefficient aims at. With fewer votes it is less, in proportion (docs/decisions/0009)."""
     votes_for_kl_budget: int = Field(default=300, ge=1)
     """Votes from which on the whole KL budget may be spent."""
     learning_rate: float = Field(default=5e-4, gt=0)

@@ -11,6 +11,7 @@ import logging
 import math
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from plaudit.artifacts import ArtifactError, PolicyStore
@@ -65,6 +66,7 @@ class Learner:
         self._metrics = metrics
         self._reader = Reader(model)  # here, so that what it lacks is said before a round, not after it
         self._features: FeatureCache = {}
+        self._features_of = BASE  # the reference that read them
         self._in_vain = 0  # votes at which the last attempt found nothing to learn
 
     def run(self) -> None:
@@ -105,15 +107,20 @@ class Learner:
         began = time.monotonic()
         number, parent = self._last_round()[0] + 1, self._intake.releases.stable
         settings = self._settings.model_dump(mode="json")
-        # From the base model anew, and not from the parent, which had spent its KL on a reward model that knew less
-        # (docs/decisions/0007).
-        policy = self._load(BASE, self._settings.seed + 1000 * number)
+        # From the reference anew, and not from the parent, which had spent its KL on a reward model that knew less
+        # (docs/decisions/0007, 0010).
+        reference = self._intake.releases.reference(parent)
+        policy = self._load(reference, self._settings.seed + 1000 * number, reference)
         this, reward_model = rounds.kept(self._kept, settings), self._reward_model(number)
         try:
-            if this is not None and reward_model is not None and (this.number, this.parent) == (number, parent):
+            if (
+                this is not None
+                and reward_model is not None
+                and (this.number, this.parent, reward_model.reference) == (number, parent, reference)
+            ):
                 log.info("round %d goes on where it was cut off", number)
             else:
-                this, reward_model = self._begin(policy, number, parent)
+                this, reward_model = self._begin(policy, number, parent, reference)
                 this.keep(self._kept, settings)
             self._metrics.stage.state("improving")
             result = improve(
@@ -134,7 +141,7 @@ class Learner:
             return
 
         self._metrics.stage.state("gating")
-        verdict = self._gate(policy, result.reward_model, this)
+        verdict = self._gate(policy, result.reward_model, this, reference)
 
         self._take_in(0.0)
         if self._intake.releases.stable != parent:
@@ -146,6 +153,7 @@ class Learner:
             verdict,
             self._intake.releases,
             parent=parent,
+            reference=reference,
             window={"votes": this.votes, "prompts": len(this.train) + len(this.held_out)},
             metrics={
                 **verdict.metrics,
@@ -163,12 +171,12 @@ class Learner:
         self._metrics.rounds.labels(outcome).inc()
         log.info("round %d: %s is %s: %s", number, event.version, outcome, event.reason)
 
-    def _begin(self, policy: Policy, number: int, parent: str) -> tuple[Round, RewardModel]:
+    def _begin(self, policy: Policy, number: int, parent: str, reference: str) -> tuple[Round, RewardModel]:
         """Settle what the round works from. Raises NotEnoughVotesError."""
         votes = self._store.count_votes(*self._settings.aspects)
-        log.info("round %d: %d votes, to be better than %s", number, votes, parent)
+        log.info("round %d: %d votes, from %s, to be better than %s", number, votes, reference, parent)
         self._metrics.stage.state("rewarding")
-        reward_model = self._fit(policy)
+        reward_model = self._fit(policy, reference)
         train, held_out = self._prompts()
         seed = self._settings.seed + 1000 * number
         return Round(number, parent, votes, seed, train, held_out, self._how(votes)), reward_model
@@ -177,17 +185,24 @@ class Learner:
     def _kept(self) -> Path:
         return self._settings.state_dir / "round"
 
-    def _load(self, version: str, seed: int) -> Policy:
-        """A version's weights, verified as servers verify them; of the base model: a new adapter."""
-        adapter = None
-        if version != BASE:
-            copies = self._settings.state_dir / "versions"
-            adapter, _ = self._policies.fetch(version, copies, base_model_sha256=self._base_model_sha256)
+    def _load(self, version: str, seed: int, reference: str) -> Policy:
+        """A version beside the reference policy; of the base model: a new adapter."""
         return Policy.load(
-            self._model, parent_adapter=adapter, config=AdapterConfig(layers=self._settings.lora_layers), seed=seed
+            self._model,
+            parent_adapter=self._adapter(version),
+            reference_adapter=self._adapter(reference),
+            config=AdapterConfig(layers=self._settings.lora_layers),
+            seed=seed,
         )
 
-    def _fit(self, policy: Policy) -> RewardModel:
+    def _adapter(self, version: str) -> Path | None:
+        """A version's weights, verified as servers verify them; None for the base model."""
+        if version == BASE:
+            return None
+        copies = self._settings.state_dir / "versions"
+        return self._policies.fetch(version, copies, base_model_sha256=self._base_model_sha256)[0]
+
+    def _fit(self, policy: Policy, reference: str) -> RewardModel:
         """Raises NotEnoughVotesError."""
         settings, store = self._settings, self._store
         aspects = store.aspects(settings.window)
@@ -196,7 +211,11 @@ class Learner:
         preferences = [pair for aspect in aspects for pair in store.preferences(aspect, settings.window)]
         judged = {vote.item for vote in votes} | {rating.item for rating in ratings}
         judged |= {item for pair in preferences for item in (pair.chosen, pair.rejected)}
+        if reference != self._features_of:
+            self._features, self._features_of = {}, reference
         self._features = {item: features for item, features in self._features.items() if item in judged}
+        # Never of a round that was begun only: begun again, it would end in other digits.
+        before = self._reward_model(self._last_round()[0])
         reward_model = fit(
             policy,
             votes,
@@ -205,9 +224,9 @@ class Learner:
             terms=settings.terms,
             pessimism=settings.pessimism,
             cache=self._features,
-            # Never of a round that was begun only: begun again, it would end in other digits.
-            before=self._reward_model(self._last_round()[0]),
+            before=before if before is not None and before.reference == reference else None,
         )
+        reward_model = replace(reward_model, reference=reference)
         self._keep(reward_model)
         self._metrics.reward_model_auc.set(reward_model.metrics.auc)
         self._metrics.reward_model_accuracy.set(reward_model.metrics.accuracy)
@@ -251,7 +270,7 @@ class Learner:
         return train, held_out[:_GATE_PROMPTS]
 
     def _how(self, votes: int) -> ImproveSettings:
-        """What to strive for with that many votes: the fewer there are, the closer to the base model.
+        """What to strive for with that many votes: the fewer there are, the closer to the reference policy.
 
         The reward model errs by about 1 / sqrt(votes), and a policy at KL k can seek out sqrt(2 k) deviations of that
         error: a budget in proportion to the votes holds the reward that is only imagined at one level.
@@ -285,7 +304,7 @@ class Learner:
             metrics.length,
         )
 
-    def _gate(self, policy: Policy, reward_model: RewardModel, this: Round) -> Verdict:
+    def _gate(self, policy: Policy, reward_model: RewardModel, this: Round, reference: str) -> Verdict:
         parent, held_out, how, seed = this.parent, this.held_out, this.how, this.seed
         least, most = _GATE_SAMPLES
         samples = min(max(least, math.ceil(_GATE_REPLIES / len(held_out))), most)
@@ -307,7 +326,7 @@ class Learner:
         with policy.reference():
             base = measured(policy)
         # The parent is asked for its reward only.
-        before = base if parent == BASE else measured(self._load(parent, seed), probes=False)
+        before = base if parent == reference else measured(self._load(parent, seed, reference), probes=False)
         verdict = judge(candidate, before, base, settings=GateSettings(max_kl=how.kl_budget))
         self._metrics.gated(verdict.checks)
         for check in verdict.checks:

@@ -1,7 +1,7 @@
 """The policy: a causal language model with one LoRA adapter that learns.
 
-The base model is frozen and stays in the dtype of its checkpoint; the adapter is float32. The reference
-policy is the same model with the adapter off, so the two share every base weight.
+The base model is frozen and stays in the dtype of its checkpoint; the adapter is float32. The reference policy is the
+same model with the adapter off, or with a second, frozen adapter in its place: the two share every base weight.
 
 A prompt is read once however many replies follow it: `Policy.read` fills a key-value cache, `Policy.extend`
 continues it. Sampling and training go through the same two calls, and gradients flow through the cache, so the
@@ -27,6 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
+LEARNING = "default"  # PEFT's name of the first adapter; it stands in no file
+REFERENCE = "reference"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LAYER = re.compile(r"\.layers\.(\d+)\..*?([^.]+)$")
 
@@ -100,60 +102,63 @@ class Policy:
         *,
         base_name: str | None = None,
         parent_adapter: Path | None = None,
+        reference_adapter: Path | None = None,
         config: AdapterConfig | None = None,
         seed: int = 0,
     ) -> Policy:
-        """Load the base model and a new adapter, or a copy of the parent's, whose shape then wins over `config`.
+        """Load the base model and an adapter to learn: a new one, or a copy, whose shape then wins over `config`.
 
+        parent_adapter: what the learning adapter starts as; None: it changes nothing yet.
+        reference_adapter: with it the model is the reference policy; None: that is the base model.
         base_name: what the adapter says it belongs to; by default the name of the directory, never its path.
-        Raises OSError if the model or the parent cannot be read, ValueError if the parent does not fit the base.
+        Raises OSError if the model or an adapter cannot be read, ValueError if an adapter does not fit the base.
         """
         # Eager attention: on CPU it decodes a batch of short sequences 1.6 times as fast as the fused kernel.
         base = AutoModelForCausalLM.from_pretrained(
             model_dir, dtype="auto", local_files_only=True, attn_implementation="eager"
         )
         base.config.use_cache = True
-        if parent_adapter is None:
-            lora = _lora_config(base, config or AdapterConfig())
-        else:
-            lora = LoraConfig.from_pretrained(str(parent_adapter))
-            lora.inference_mode = False
-            lora.lora_dropout = 0.0
-            lora.base_model_name_or_path = None  # peft warns if it is not where the base was loaded from
+        lora = (
+            _lora_config(base, config or AdapterConfig()) if parent_adapter is None else _saved_config(parent_adapter)
+        )
         # peft draws A from the global generator: seed a copy of it, so that the caller's stream is untouched.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = get_peft_model(base, lora, autocast_adapter_dtype=True)
-        if parent_adapter is not None:
-            weights = load_file(Path(parent_adapter) / ADAPTER_WEIGHTS)
-            known = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-            if known != set(weights):
-                example = sorted(known ^ set(weights))[0]
-                raise ValueError(f"the adapter in {parent_adapter} does not fit {model_dir}: see {example}")
-            set_peft_model_state_dict(model, weights)
+            model = get_peft_model(base, lora, adapter_name=LEARNING, autocast_adapter_dtype=True)
+            if reference_adapter is not None:
+                model.add_adapter(REFERENCE, _saved_config(reference_adapter), autocast_adapter_dtype=True)
+        for name, adapter in ((LEARNING, parent_adapter), (REFERENCE, reference_adapter)):
+            if adapter is not None:
+                _fill(model, name, adapter, model_dir)
+        model.set_adapter(LEARNING)  # and all others are frozen
         return cls(model, base_name or Path(model_dir).name, _eos_ids(base))
 
     def save_adapter(self, directory: Path) -> None:
         """Write the adapter in PEFT's format: adapter_config.json and adapter_model.safetensors, float32."""
         directory.mkdir(parents=True, exist_ok=True)
-        lora = self.model.peft_config["default"]
+        lora = self.model.peft_config[LEARNING]
         saved, lora.base_model_name_or_path, lora.inference_mode = lora.base_model_name_or_path, self.base_name, True
         try:
             lora.save_pretrained(str(directory))
         finally:
             lora.base_model_name_or_path, lora.inference_mode = saved, False
-        weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        weights = self._adapter(LEARNING)
         save_file({k: v.detach().contiguous() for k, v in weights.items()}, directory / ADAPTER_WEIGHTS)
         (directory / ADAPTER_WEIGHTS).chmod(0o644)  # safetensors makes it private; servers run as other users
 
     def parameters(self) -> list[nn.Parameter]:
-        """The weights that learn: those of the adapter."""
-        return [weight for name, weight in self.model.named_parameters() if "lora_" in name]
+        """The weights that learn: those of the learning adapter."""
+        learning = re.compile(rf"\.lora_[AB]\.{LEARNING}\.")
+        return [weight for name, weight in self.model.named_parameters() if learning.search(name)]
 
     @property
     def is_reference(self) -> bool:
-        """Whether the adapter changes nothing: new adapters start so, with B = 0."""
-        return not any(w.any() for name, w in self.model.named_parameters() if "lora_B" in name)
+        """Whether the policy is the reference still: with its very weights, or with a new adapter, whose B = 0."""
+        ours = self._adapter(LEARNING)
+        if REFERENCE not in self.model.peft_config:
+            return not any(weight.any() for name, weight in ours.items() if "lora_B" in name)
+        theirs = self._adapter(REFERENCE)
+        return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
     def snapshot(self) -> list[Tensor]:
         """A copy of the learning weights, for `restore`."""
@@ -167,9 +172,20 @@ class Policy:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Within this block the model is the reference policy: the adapter is off, and no gradient is kept."""
-        with self.model.disable_adapter(), torch.no_grad():
-            yield
+        """Within this block the model is the reference policy, and no gradient is kept. Blocks may be nested."""
+        if REFERENCE not in self.model.peft_config:
+            with self.model.disable_adapter(), torch.no_grad():
+                yield
+        elif self.model.active_adapter == REFERENCE:
+            with torch.no_grad():
+                yield
+        else:
+            self.model.set_adapter(REFERENCE, inference_mode=True)
+            try:
+                with torch.no_grad():
+                    yield
+            finally:
+                self.model.set_adapter(LEARNING)  # which also makes it trainable again
 
     def read(self, prompts: Sequence[Tokens], *, states: bool = False) -> Context:
         """Read prompts, a row each. Raises ValueError if a prompt is empty."""
@@ -231,6 +247,12 @@ class Policy:
         """How many layers the base model has."""
         return int(self.model.config.num_hidden_layers)
 
+    def _adapter(self, name: str) -> dict[str, Tensor]:
+        weights: dict[str, Tensor] = get_peft_model_state_dict(
+            self.model, adapter_name=name, save_embedding_layers=False
+        )
+        return weights
+
     def _read_shared(self, items: Sequence[PromptReply], *, states: bool = False) -> Context:
         if not all(item.reply for item in items):
             raise ValueError("a reply has no tokens: even an empty reply has its end-of-sequence token")
@@ -285,6 +307,23 @@ def _lora_config(base: nn.Module, config: AdapterConfig) -> LoraConfig:
         target_modules=sorted({suffix for _, suffix in linears}),
         layers_to_transform=list(range(max(0, depth - config.layers), depth)),
     )
+
+
+def _saved_config(adapter: Path) -> LoraConfig:
+    lora = LoraConfig.from_pretrained(str(adapter))
+    lora.inference_mode = False
+    lora.lora_dropout = 0.0
+    lora.base_model_name_or_path = None  # peft warns if it is not where the base was loaded from
+    return lora
+
+
+def _fill(model: PeftModel, name: str, adapter: Path, model_dir: Path) -> None:
+    weights = load_file(adapter / ADAPTER_WEIGHTS)
+    known = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+    if known != set(weights):
+        example = sorted(known ^ set(weights))[0]
+        raise ValueError(f"the adapter in {adapter} does not fit {model_dir}: see {example}")
+    set_peft_model_state_dict(model, weights, adapter_name=name)
 
 
 def _last(tokens_BT: Tensor) -> Tensor:

@@ -38,15 +38,18 @@ class Publisher:
         actor: str = "learner",
         created_by: str = "plaudit-learner",
         reason: str = "passed the gate",
+        reference: str | None,
     ) -> PolicyEvent:
         """Announce the policy as the next version: stable if the verdict says so, rejected with its reasons if not.
 
         actor: who decides that it is made stable; created_by: which program made it; reason: why it is stable.
+        reference: the version that KL was measured against; None if the new version is itself a reference.
         The weights of what was rejected are not stored: nobody can serve them by mistake.
         Raises ArtifactError or EventLogUnavailable; what was announced by then is whole.
         """
         version = self._next_name(releases)
         event = PolicyEvent(schema_version=1, version=version, parent=parent, actor=actor, metrics=metrics)
+        event.reference = reference or version
         event.checks.extend(
             GateCheck(
                 measure=check.measure,
@@ -67,6 +70,7 @@ class Publisher:
                 version,
                 Path(directory),
                 parent=parent,
+                reference=event.reference,
                 base_model_sha256=self._base_model_sha256,
                 window=dict(window),
                 metrics=dict(metrics),

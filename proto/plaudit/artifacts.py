@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plaudit.releases import number
+from plaudit.releases import BASE, number
 
 MANIFEST = "manifest.json"
 _ALLOWED = frozenset({"adapter_model.safetensors", "adapter_config.json"})
@@ -46,6 +46,8 @@ class Manifest(BaseModel):
 
     version: str = Field(pattern=r"^v[1-9][0-9]*$")
     parent: str = Field(pattern=r"^v(0|[1-9][0-9]*)$")
+    reference: str = Field(default=BASE, pattern=r"^v(0|[1-9][0-9]*)$")
+    """What its KL was measured against, and what learning on it starts from."""
     base_model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     files: dict[str, FileInfo]
     window: dict[str, int]
@@ -86,6 +88,7 @@ class PolicyStore:
         window: dict[str, int],
         metrics: dict[str, float],
         created_by: str,
+        reference: str = BASE,
     ) -> tuple[Manifest, str]:
         """Store `adapter` (a PEFT directory) as `version`; returns its manifest and the manifest's sha256.
 
@@ -97,6 +100,7 @@ class PolicyStore:
         manifest = Manifest(
             version=version,
             parent=parent,
+            reference=reference,
             base_model_sha256=base_model_sha256,
             files=files,
             window=window,

@@ -110,6 +110,11 @@ class Releases:
         entry = self._last.get(version)
         return entry[1] if entry else None
 
+    def reference(self, version: str) -> str:
+        """What learning on `version` starts from and measures KL against: an instruction-tuned version, or v0."""
+        event = self.event(version)
+        return (event.reference if event else "") or BASE
+
     def versions(self) -> list[str]:
         """All versions, v0 included, oldest first."""
         return sorted({BASE, *self._last}, key=number)
@@ -123,7 +128,7 @@ class Releases:
         if state == PolicyState.POLICY_STATE_STABLE and version != self.stable:
             state = PolicyState.POLICY_STATE_RETIRED
         if event is None:
-            return Policy(version=version, state=state, reason="the base model")
+            return Policy(version=version, state=state, reason="the base model", reference=BASE)
         return Policy(
             version=version,
             parent=event.parent,
@@ -132,6 +137,7 @@ class Releases:
             changed_at=event.time,
             metrics=event.metrics,
             checks=event.checks,
+            reference=self.reference(version),
         )
 
     def refusal(self, version: str, state: PolicyState.ValueType) -> str | None:

@@ -105,6 +105,7 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         event.reason = reason or "by an operator"
         if known is not None:
             event.parent = known.parent
+            event.reference = known.reference
             event.manifest_sha256 = known.manifest_sha256
             event.metrics.update(known.metrics)
             event.checks.extend(known.checks)

@@ -242,9 +242,10 @@ async def test_policies(run: Run, script: Script) -> None:
     assert "kl 0.5" in newest
     assert "because [it] could" in newest
     shown = (await run("policies", "show", "v1")).out
-    assert "kl       0.5\n" in shown
+    assert "reference  v0\n" in shown
+    assert "kl         0.5\n" in shown
     assert shown.splitlines()[-3:] == [
-        "the gate  this version  base            bound",
+        "the gate  this version  reference       bound",
         "reward    0.250         0.125 (parent)  at least 0.200  ok",
         "longer    80.500        50.000          at most 75.000  REJECTED",
     ]

@@ -28,7 +28,15 @@ def test_a_rejected_version_says_why(tmp_path: Path, tiny_model: Path) -> None:
     with SqliteLog(tmp_path / "events.sqlite") as log:
         publisher = Publisher(PolicyStore(str(tmp_path / "versions")), log, "0" * 64)
         verdict = Verdict(CHECKS, {"kl": 0.5})
-        publisher.publish(Policy.load(tiny_model), verdict, Releases(), parent="v0", window={}, metrics=verdict.metrics)
+        publisher.publish(
+            Policy.load(tiny_model),
+            verdict,
+            Releases(),
+            parent="v0",
+            reference="v0",
+            window={},
+            metrics=verdict.metrics,
+        )
         (record,) = log.read({(POLICIES, partition): 0 for partition in log.partitions(POLICIES)})
     event = PolicyEvent.FromString(record.value)
     assert event.state == PolicyState.POLICY_STATE_REJECTED

@@ -109,7 +109,7 @@ async def test_killed_started_again_published_once(
     found = releases(tmp_path)
     event = found.event("v1")
     assert event is not None
-    assert (found.stable, event.actor, event.parent) == ("v1", "operator", "v0")
+    assert (found.stable, event.actor, event.parent, event.reference) == ("v1", "operator", "v0", "v1")
     assert event.reason.startswith("instruction tuning: held-out loss ")
     assert event.metrics["held_out_loss"] < event.metrics["held_out_loss_before"]
 

@@ -54,7 +54,7 @@ class Rounds:
         self.models = path / "reward-models"
 
     def fit(self) -> RewardModel:
-        return self.learner._fit(self.policy)
+        return self.learner._fit(self.policy, "v0")
 
     def close(self) -> None:
         self.store.close()

@@ -102,13 +102,10 @@ class Run:
         Raises ArtifactError if the version to begin from cannot be had, ValueError if the reward model does not fit.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        adapter = None
-        if self._start != BASE:
-            copies = self._settings.home / "versions"
-            adapter, _ = policies.fetch(self._start, copies, base_model_sha256=self._base_model_sha256)
-        before = self._scores("before", adapter)
+        adapter = self._adapter(self._start, policies)
+        before = self._scores("before", adapter, policies)
         curves = self._tuned(adapter)
-        after = self._scores("after", self.directory / "adapter")
+        after = self._scores("after", self.directory / "adapter", policies)
         return Outcome(before, after, judge(before, after), curves)
 
     def publish(self, outcome: Outcome, event_log: EventLog, policies: PolicyStore) -> PolicyEvent:
@@ -123,6 +120,7 @@ class Run:
             Verdict(checks, verdict.metrics),
             fold(event_log),
             parent=self._start,
+            reference=None,
             window={"examples": len(self._prepared.train), "held_out_examples": len(self._prepared.held_out)},
             metrics=verdict.metrics,
             actor="operator",
@@ -140,13 +138,25 @@ class Run:
         decided = [_REVISION, self._base_model_sha256, self._start, sorted(settings.items()), items]
         return hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:12]
 
-    def _load(self, adapter: Path | None) -> Policy:
+    def _adapter(self, version: str, policies: PolicyStore) -> Path | None:
+        if version == BASE:
+            return None
+        copies = self._settings.home / "versions"
+        return policies.fetch(version, copies, base_model_sha256=self._base_model_sha256)[0]
+
+    def _load(self, adapter: Path | None, reference: Path | None = None) -> Policy:
         shape = AdapterConfig(
             rank=self._settings.lora_rank, alpha=2 * self._settings.lora_rank, layers=self._settings.lora_layers
         )
-        return Policy.load(self._model, parent_adapter=adapter, config=shape, seed=self._settings.seed)
+        return Policy.load(
+            self._model,
+            parent_adapter=adapter,
+            reference_adapter=reference,
+            config=shape,
+            seed=self._settings.seed,
+        )
 
-    def _scores(self, name: str, adapter: Path | None) -> Scores:
+    def _scores(self, name: str, adapter: Path | None, policies: PolicyStore) -> Scores:
         file = self.directory / f"{name}-{self._judged()}.json"
         if file.exists():
             return Scores.load(file)
@@ -157,10 +167,11 @@ class Run:
             as_served = Annotator(self._model, "chat")
             served = [as_served.encode(each.example) for each in held_out]
         reward_model = RewardModel.load(self._reward_model) if self._reward_model and served is None else None
+        reads_with = self._adapter(reward_model.reference, policies) if reward_model else None
         total = len(held_out) * (1 if served is None else 2) + len(held_out[: settings.replies])
         with stage(f"evaluating {name}", total) as tell:
             scores = evaluate(
-                self._load(adapter),
+                self._load(adapter, reads_with),
                 [each.item for each in held_out],
                 [each.example.output for each in held_out],
                 served=served,

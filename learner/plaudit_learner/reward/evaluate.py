@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from plaudit.base_model import PACKAGED
+from plaudit.releases import BASE
 from plaudit.settings import Settings, parse
 from plaudit_learner.experience.feedback_file import FeedbackFileError, read
 
@@ -61,6 +62,9 @@ def run(settings: EvaluateSettings) -> str:
     from plaudit_learner.template import ChatTemplate, Message
 
     reward_model = RewardModel.load(directory)
+    reference = None
+    if reward_model.reference != BASE:
+        reference = settings.state_dir / "versions" / reward_model.reference  # the learner's copy
     model = base_model.resolve(settings.model, settings.model_cache.expanduser())
     template = ChatTemplate(model)
     store = Experience(settings.state_dir / "experience.sqlite")
@@ -94,7 +98,7 @@ def run(settings: EvaluateSettings) -> str:
         )
     replies = [vote.item for vote in votes] + [rating.item for rating in ratings]
     replies = list(dict.fromkeys(replies + [item for pair in preferences for item in (pair.chosen, pair.rejected)]))
-    read_by_model = encode(Policy.load(model), replies)
+    read_by_model = encode(Policy.load(model, reference_adapter=reference), replies)
     features = {item: encoding.features_D for item, encoding in zip(replies, read_by_model, strict=True)}
     figures = measure(reward_model, features, votes, preferences, ratings)
     if settings.as_json:

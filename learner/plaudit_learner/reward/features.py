@@ -1,6 +1,6 @@
 """What the reward model sees of a reply: the reference policy's hidden states, pooled, and the reply's shape.
 
-The reference never changes, so neither do the features of a reply: a caller may keep them for ever.
+A reply's features are the same as long as the reference is: a caller may keep them until then.
 
 Shapes: N replies, D features, T reply tokens, H hidden size, L layers, X shape features.
 """

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from plaudit.releases import BASE
 from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.reward import aspects, head
 from plaudit_learner.reward.aspects import DEFAULT, Term
@@ -60,6 +61,8 @@ class RewardModel:
     terms: tuple[Term, ...] = DEFAULT
     pessimism: float = 0.0
     """How many deviations of its own uncertainty a margin is lowered by."""
+    reference: str = BASE
+    """The version of the reference policy whose states are its features: with those of another it makes no sense."""
     _scale: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Over the reference replies: mean and deviation of each aspect's lowered margin, and under "" of the whole."""
 
@@ -122,6 +125,7 @@ class RewardModel:
         described = {
             "aspects": ",".join(map(str, self.terms)),
             "pessimism": self.pessimism,
+            "reference": self.reference,
             "scale": self._scale,
             "heads": {aspect: asdict(metrics) for aspect, metrics in self.heads.items()},
         }
@@ -139,11 +143,12 @@ class RewardModel:
             }
             scale = {name: (mean, sd) for name, (mean, sd) in described["scale"].items()}
             terms, pessimism = aspects.parse(described["aspects"]), described["pessimism"]
+            reference = described.get("reference", BASE)  # those of older releases all have it
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"{directory / 'reward_model.json'} is not a reward model of this version: {error}"
             ) from None
-        return cls(load_file(directory / "reward_model.safetensors"), heads, terms, pessimism, scale)
+        return cls(load_file(directory / "reward_model.safetensors"), heads, terms, pessimism, reference, scale)
 
     def _scaled(self, features_ND: Tensor) -> Tensor:
         return (features_ND - self.weights["mean_D"]) / self.weights["scale_D"]

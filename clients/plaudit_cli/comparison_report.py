@@ -1,0 +1,116 @@
+"""`plaudit evaluate --html`: a comparison as one file that needs no other, readable in light and in dark."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from plaudit_cli.common import CommandError
+from plaudit_cli.comparison import Comparison, Row, Said
+
+_STYLE = """
+:root { color-scheme: light dark }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0; width: 100% }
+td, th { border-bottom: 1px solid #8886; padding: .3rem .75rem; text-align: left; vertical-align: top }
+td.n { font-variant-numeric: tabular-nums } td.t { white-space: pre-wrap; width: 33% }
+small { opacity: .7 } img { background: #fff; border-radius: .5rem; max-width: 100%; margin: .5rem 0 }
+"""
+
+
+def require_plots() -> None:
+    """Raises CommandError if what draws the plots is not installed: better said before the first reply than after."""
+    if find_spec("matplotlib") is None:
+        raise CommandError(
+            "--html draws its plots with matplotlib, which is not installed: pip install 'plaudit[instruct]', or leave "
+            "--html out"
+        )
+
+
+def write(comparison: Comparison, told: str, target: Path) -> None:
+    """Write the report. `told`: how it was sampled, in words. Raises CommandError if the file cannot be written."""
+    page = _page(comparison, told)
+    try:
+        target.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"{target}: cannot be written: {error.strerror}") from error
+
+
+def cells(row: Row) -> tuple[str, str, str, str]:
+    """A figure as it is shown: its name, both sides, and the difference with its standard error."""
+    change = f"{row.ours - row.theirs:+.3f}"
+    if row.error is not None and row.error == row.error:  # nan: of one prompt only
+        change += f" ± {row.error:.3f}"
+    return row.name, f"{row.ours:.3f}", f"{row.theirs:.3f}", change
+
+
+def _page(comparison: Comparison, told: str) -> str:
+    ours, theirs = escape(comparison.version), escape(comparison.against)
+    figures = "\n".join(
+        "<tr>" + "".join(f'<td class="n">{escape(cell)}</td>' for cell in cells(row)) + "</tr>"
+        for row in comparison.rows
+    )
+    replies = "\n".join(
+        f'<tr><td class="t">{escape(pair.prompt.text)}</td>{_reply(pair.ours)}{_reply(pair.theirs)}</tr>'
+        for pair in comparison.pairs
+    )
+    plots = "\n".join(f'<img alt="{escape(name)}" src="{source}">' for name, source in _plots(comparison))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{ours} against {theirs}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<h1>{ours} against {theirs}</h1>
+<p>{escape(told)} Identical replies: {comparison.identical:.0%}. Prompts left out, too long: {comparison.skipped}.</p>
+<table>
+<tr><th></th><th>{ours}</th><th>{theirs}</th><th>difference ± standard error, paired by prompt</th></tr>
+{figures}
+</table>
+{plots}
+<table>
+<tr><th>prompt</th><th>{ours}</th><th>{theirs}</th></tr>
+{replies}
+</table>
+</body>
+</html>
+"""
+
+
+def _reply(said: Said) -> str:
+    liked = "" if said.approval is None else f", approval {said.approval:.2f}"
+    cut = "" if said.finished else ", cut off"
+    return f'<td class="t">{escape(said.text)}<br><small>{said.tokens} tokens{cut}{liked}</small></td>'
+
+
+def _plots(comparison: Comparison) -> list[tuple[str, str]]:
+    """Name and data URL of each: an image of its own each, so that their ids cannot meet."""
+    sides = [[pair.ours for pair in comparison.pairs], [pair.theirs for pair in comparison.pairs]]
+    plots = [("Length", _histogram(comparison, "tokens a reply", [[said.tokens for said in side] for side in sides]))]
+    if sides[0][0].approval is not None:
+        liked = [[said.approval or 0.0 for said in side] for side in sides]
+        plots.append(("True approval", _histogram(comparison, "true approval of a reply", liked)))
+    return plots
+
+
+def _histogram(comparison: Comparison, across: str, values: Sequence[Sequence[float]]) -> str:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 3.0), layout="constrained")  # inches
+    axes: Any = figure.subplots()
+    axes.hist(values, bins=20, label=[comparison.version, comparison.against])
+    axes.set_xlabel(across)
+    axes.set_ylabel("replies")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    stream = io.BytesIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
