@@ -98,13 +98,11 @@ class Comparison:
         return rows
 
     def _paired(self, name: str, figure: Callable[[Said], float]) -> Row:
-        sides = []
-        for version, of in ((self.version, lambda pair: pair.ours), (self.against, lambda pair: pair.theirs)):
-            values: dict[str, list[float]] = {}
-            for pair in self.pairs:
-                values.setdefault(pair.prompt.key, []).append(float(figure(of(pair))))
-            sides.append(Approval.of(version, values, 0))
-        ours, theirs = sides
+        values: tuple[dict[str, list[float]], dict[str, list[float]]] = ({}, {})
+        for pair in self.pairs:
+            for side, said in zip(values, (pair.ours, pair.theirs), strict=True):
+                side.setdefault(pair.prompt.key, []).append(float(figure(said)))
+        ours, theirs = Approval.of(self.version, values[0], 0), Approval.of(self.against, values[1], 0)
         return Row(name, ours.mean, theirs.mean, ours.minus(theirs)[1])
 
 
