@@ -98,12 +98,15 @@ class Comparison:
         return rows
 
     def _paired(self, name: str, figure: Callable[[Said], float]) -> Row:
-        values: tuple[dict[str, list[float]], dict[str, list[float]]] = ({}, {})
-        for pair in self.pairs:
-            for side, said in zip(values, (pair.ours, pair.theirs), strict=True):
-                side.setdefault(pair.prompt.key, []).append(float(figure(said)))
-        ours, theirs = Approval.of(self.version, values[0], 0), Approval.of(self.against, values[1], 0)
+        ours = self._by_prompt(self.version, [pair.ours for pair in self.pairs], figure)
+        theirs = self._by_prompt(self.against, [pair.theirs for pair in self.pairs], figure)
         return Row(name, ours.mean, theirs.mean, ours.minus(theirs)[1])
+
+    def _by_prompt(self, version: str, side: Sequence[Said], figure: Callable[[Said], float]) -> Approval:
+        values: dict[str, list[float]] = {}
+        for pair, said in zip(self.pairs, side, strict=True):
+            values.setdefault(pair.prompt.key, []).append(float(figure(said)))
+        return Approval.of(version, values, skipped=0)
 
 
 async def compare(
@@ -115,9 +118,10 @@ async def compare(
     *,
     persona: Persona | None = None,
     concurrency: int = 4,
-    advance: Callable[[], None] = lambda: None,
+    watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Comparison:
-    """Ask both versions; `advance` is called after each pair. Prompts that come twice are asked once.
+    """Ask both versions; `watch` is told how many pairs are done, of how many. Prompts that come twice are asked
+    once.
 
     Raises CommandError if a version is not loaded at the server, if the persona is faulty, or if the server took none
     of the prompts, and PlauditError.
@@ -143,9 +147,7 @@ async def compare(
             )
             await reply.read()
             finished = reply.finish_reason == FinishReason.STOP
-            liked = None if persona is None else persona.approval(prompt.text, reply.text, finished)
-            if liked is not None and not 0 <= liked <= 1:
-                raise CommandError(f"persona {persona}: its approval of a reply is {liked}, not 0 to 1")
+            liked = None if persona is None else _approval(persona, prompt.text, reply.text, finished)
             return Said(reply.text, reply.usage.completion_tokens if reply.usage else 0, finished, liked)
 
         try:
@@ -166,7 +168,7 @@ async def compare(
                 skipped.add(index)
             else:
                 found[index, sample] = pair
-            advance()
+            watch(len(found) + len(skipped) * sampling.samples, len(prompts) * sampling.samples)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -177,6 +179,13 @@ async def compare(
     if not found:
         raise CommandError(f"the server took none of the {len(prompts)} prompts: they are too long for it")
     return Comparison(version, against, [found[place] for place in sorted(found)], len(skipped))
+
+
+def _approval(persona: Persona, prompt: str, reply: str, finished: bool) -> float:
+    liked = persona.approval(prompt, reply, finished)
+    if not 0 <= liked <= 1:
+        raise CommandError(f"persona {persona.name}: its approval of a reply is {liked}, not 0 to 1")
+    return liked
 
 
 def _openings(replies: Sequence[Said]) -> float:

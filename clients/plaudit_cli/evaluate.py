@@ -59,6 +59,9 @@ def policies(
     server: Server = DEFAULT_SERVER,
 ) -> None:
     """Two versions side by side on the same prompts; through a running server, and nothing is recorded."""
+    from rich.console import Console
+    from rich.progress import Progress
+
     from plaudit_cli import comparison_report, personas
     from plaudit_cli import prompts as prompt_files
     from plaudit_cli.comparison import Sampling, compare
@@ -72,8 +75,20 @@ def policies(
             comparison_report.require_plots()
 
         async def go() -> Comparison:
-            async with AsyncClient(server) as client:
-                return await compare(client, asked, version, against, sampling, persona=who, concurrency=concurrency)
+            told_on = Console(stderr=True)  # what is printed is the answer alone
+            with Progress(console=told_on, transient=True, disable=not told_on.is_terminal) as progress:
+                bar = progress.add_task(f"{version} and {against}", total=None)
+                async with AsyncClient(server) as client:
+                    return await compare(
+                        client,
+                        asked,
+                        version,
+                        against,
+                        sampling,
+                        persona=who,
+                        concurrency=concurrency,
+                        watch=lambda done, total: progress.update(bar, completed=done, total=total),
+                    )
 
         found = asyncio.run(go())
         _print(found)

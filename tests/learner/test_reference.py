@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from plaudit import base_model
 from plaudit.artifacts import PolicyStore
 from plaudit.events import POLICIES, Record
 from plaudit.releases import Releases
@@ -19,6 +22,7 @@ from plaudit_learner.gate.judge import Verdict
 from plaudit_learner.policy import Policy
 from plaudit_learner.ppo.improve import improve
 from plaudit_learner.release import Publisher
+from plaudit_learner.reward.evaluate import EvaluateSettings, run
 from plaudit_learner.reward.model import RewardModel
 from tests.learner.test_improve import QUICK, prompts, reward_model
 from tests.learner.test_policy import ITEMS, disturb
@@ -176,3 +180,31 @@ def test_rounds_go_on_from_the_tuned_version_until_it_is_rolled_back(
     item = next(iter(of_v1))
     assert not torch.allclose(home.learner._features[item], of_v1[item]), "read anew, by the other reference"
     home.close()
+
+
+def test_the_features_of_judgements_are_the_references(tmp_path: Path, tiny_model: Path, tuned: Path) -> None:
+    """`plaudit evaluate reward-model` reads with the learner's copy of the version that the reward model names."""
+    home = Rounds(tmp_path / "home", tiny_model)
+    vote(home, 0, 60)
+    home.store.belongs_to(base_model.fingerprint(tiny_model))
+    policy = Policy.load(tiny_model, reference_adapter=tuned)
+    home.learner._fit(policy, "v1")
+    home.close()
+    data = tmp_path / "feedback.jsonl"
+    lines = [
+        {
+            "messages": [{"role": "user", "content": f"question {i}"}],
+            "reply": "aeiou"[: 1 + i % 5],
+            "thumb": "up" if i % 2 else "down",
+        }
+        for i in range(20)
+    ]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = EvaluateSettings(data=data, state_dir=tmp_path / "home", model=str(tiny_model), as_json=True)
+    with pytest.raises(ValueError, match="reads with v1"):
+        run(settings)
+    shutil.copytree(tuned, tmp_path / "home" / "versions" / "v1")
+    by_v1 = json.loads(run(settings))["figures"]
+    file = home.models / "1" / "reward_model.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"reference": "v0"}))
+    assert json.loads(run(settings))["figures"] != by_v1

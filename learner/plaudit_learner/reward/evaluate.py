@@ -65,6 +65,8 @@ def run(settings: EvaluateSettings) -> str:
     reference = None
     if reward_model.reference != BASE:
         reference = settings.state_dir / "versions" / reward_model.reference  # the learner's copy
+        if not reference.is_dir():
+            raise ValueError(f"{reference}: is missing; the reward model reads with {reward_model.reference}")
     model = base_model.resolve(settings.model, settings.model_cache.expanduser())
     template = ChatTemplate(model)
     store = Experience(settings.state_dir / "experience.sqlite")
