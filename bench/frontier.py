@@ -64,6 +64,7 @@ BASE, PPO, LIKED, DISTILLED, KTO = "base", "PPO", "SFT on liked replies", f"SFT 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=["small", "full"], default="full")
+    parser.add_argument("--prompts", type=Path, default=SEED_TASKS, help="as `plaudit simulate` takes them")
     parser.add_argument("--persona", default="brief")
     parser.add_argument("--votes", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
@@ -79,10 +80,8 @@ def main() -> int:
             words = ["alpha", "beta", "gamma", "delta", "river", "stone", "cloud", "tree", "bird", "fish", "moon"]
             prompts = [user(f"{first} {second}") for first in words for second in words if first < second]
             how = Sampling(temperature=1.0, max_new_tokens=24)
-        elif not SEED_TASKS.exists():
-            parser.error(f"{SEED_TASKS} is not there: give self-instruct's seed tasks")
         else:
-            prompts, how = read(SEED_TASKS), Sampling()
+            prompts, how = read(arguments.prompts), Sampling()
         lab = Lab(model_directory(arguments.size, Path(temporary)), *split(prompts, HELD_OUT), how)
         rows = Rows(arguments.results / "frontier.jsonl")
         persona = personas.load(arguments.persona)

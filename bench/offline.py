@@ -27,9 +27,11 @@ from torch import Tensor
 from plaudit import base_model
 from plaudit_cli.personas import Persona
 from plaudit_cli.prompts import Prompt
+from plaudit_learner import loop
 from plaudit_learner.config import LearnerSettings
 from plaudit_learner.gate.evaluation import Reader, measure
 from plaudit_learner.gate.measures import by_prompt
+from plaudit_learner.gate.transcript import Transcript
 from plaudit_learner.policy import AdapterConfig, Policy
 from plaudit_learner.ppo.rollouts import Rollout, sample
 from plaudit_learner.ppo.settings import ImproveSettings
@@ -43,8 +45,6 @@ Row = dict[str, Any]
 
 SEED_TASKS = Path(__file__).parents[2] / "shared" / "data" / "self-instruct-seed" / "seed_tasks.jsonl"
 RESULTS = Path(__file__).parent / "results"
-KL_STOP = 0.85
-"""Of the budget, as the learner's loop has it."""
 MEASURED = ("relevance", "openings", "phrases", "entropy", "length", "cut_off", "loops")
 _HELD_OUT_SEED = 1_000_003
 """Every policy's held-out replies are drawn with the same numbers."""
@@ -79,6 +79,8 @@ class Lab:
         self.how = how
         self.settings = learner_settings()
         self.reader = Reader(model)
+        self._transcript = self.reader.transcript
+        self._topics = self.reader.transcript = _Topics(model)
         self._template = ChatTemplate(model)
         self.train, self.held_out = self._short(train), self._short(held_out)
         self._base = self.policy(0)
@@ -90,6 +92,22 @@ class Lab:
     def ids(self, turns: Sequence[tuple[str, str]]) -> Tokens:
         """A conversation's token ids."""
         return self._template.prompt([Message(*turn) for turn in turns])
+
+    def second_turns(self, persona: Persona, prompts: Sequence[Tokens], seed: int) -> list[Tokens]:
+        """What the persona says after the base policy's first reply to each; the prompts themselves if it says nothing.
+
+        The gate's relevance then asks whether a reply speaks of the first question: the second is the same everywhere.
+        """
+        if not persona.followups:
+            return list(prompts)
+        found = []
+        for number, first in enumerate(self.replies(prompts, seed)):
+            question, reply = self._transcript.question(first.prompt), self._transcript.words(first.reply)
+            asked = persona.followups[number % len(persona.followups)]
+            second = self.ids([("user", question), ("assistant", reply), ("user", asked)])
+            self._topics.first[second] = question
+            found.append(second)
+        return found
 
     def replies(self, prompts: Sequence[Tokens], seed: int, *, samples: int = 1) -> list[Rollout]:
         """The base policy's."""
@@ -109,22 +127,31 @@ class Lab:
 
     def tastes(self, persona: Persona, rollout: Rollout) -> dict[str, float]:
         """The persona's true liking of a reply, by aspect."""
-        transcript = self.reader.transcript
+        transcript = self._transcript
         words = transcript.words(rollout.reply)
         return persona.tastes(transcript.question(rollout.prompt), words, rollout.finished)
 
     def approval(self, persona: Persona, rollouts: Sequence[Rollout]) -> list[float]:
         """The persona's own probability of liking each reply."""
-        transcript = self.reader.transcript
+        transcript = self._transcript
         return [
             persona.approval(transcript.question(r.prompt), transcript.words(r.reply), r.finished) for r in rollouts
         ]
 
-    def vote(self, persona: Persona, prompts: Sequence[Tokens], votes: int, noise: float, seed: int) -> Ballot:
-        """`votes` noisy thumbs on fresh base replies, every prompt in turn; on each aspect of a reply one."""
+    def vote(
+        self,
+        persona: Persona,
+        prompts: Sequence[Tokens],
+        votes: int,
+        noise: float,
+        seed: int,
+        *,
+        policy: Policy | None = None,
+    ) -> Ballot:
+        """`votes` noisy thumbs on fresh replies (None: the base's), every prompt in turn; one on each aspect."""
         draw = random.Random(seed)
         replies = math.ceil(votes / len(persona.aspects))
-        rollouts = self.replies(turns(prompts, replies, draw), seed)
+        rollouts = self.sampled(policy or self._base, turns(prompts, replies, draw), seed)
         cast = [
             Vote(rollout.item, persona.thumb(liking, draw, noise), user=f"sim-{number % 20}", aspect=aspect)
             for number, rollout in enumerate(rollouts)
@@ -145,7 +172,7 @@ class Lab:
             prompts_per_iteration=s.prompts_per_iteration,
             learning_rate=s.learning_rate,
             kl_budget=kl_budget,
-            kl_stop=KL_STOP * kl_budget,
+            kl_stop=loop._KL_STOP * kl_budget,
             temperature=self.how.temperature,
             max_prompt_tokens=s.max_prompt_tokens,
             max_new_tokens=min(self.how.max_new_tokens, s.max_new_tokens),
@@ -182,6 +209,18 @@ class Lab:
     def _short(self, prompts: Sequence[Prompt]) -> list[Tokens]:
         ids = dict.fromkeys(self.ids(prompt.turns) for prompt in prompts)
         return [prompt for prompt in ids if len(prompt) <= self.how.max_prompt_tokens]
+
+
+class _Topics(Transcript):
+    """Tells the relevance what a conversation is about."""
+
+    def __init__(self, model: Path) -> None:
+        super().__init__(model)
+        self.first: dict[Tokens, str] = {}
+
+    def question(self, prompt: Sequence[int]) -> str:
+        """The first question, if the prompt is a second turn."""
+        return self.first.get(tuple(prompt)) or super().question(prompt)
 
 
 class Rows:
