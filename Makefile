@@ -32,9 +32,10 @@ proto: $(VENV)/.dev
 proto-baseline: $(VENV)/.dev
 	$(BIN)/buf build --exclude-source-info -o proto/baseline.binpb
 
-## bench-NAME: run bench/NAME.py (SIZE=small for a minute's worth); its last line is one JSON object
+## bench-NAME: run bench/NAME.py (SIZE=small for a minute's worth; hyphens stand for underscores); its last line is one
+## JSON object
 bench-%: $(VENV)/.dev
-	$(BIN)/python bench/$*.py --size $(SIZE) $(ARGS)
+	$(BIN)/python bench/$(subst -,_,$*).py --size $(SIZE) $(ARGS)
 
 clean:
 	rm -rf $(VENV) proto/plaudit/v1/*_pb2*

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def simulate(
     *,
     persona: Annotated[
-        str, typer.Option(help="brief, structured, warm, curious or language; or path/to/file.py:Class, your own.")
+        str,
+        typer.Option(help="brief, structured, warm, curious, language or torn; or path/to/file.py:Class, your own."),
     ],
     prompts: Annotated[Path, typer.Option(help="What they say: .jsonl, or .txt with one prompt on each line.")],
     conversations: Annotated[int, typer.Option(min=1, help="How many, of one prompt, one reply and one vote each.")],

@@ -47,6 +47,12 @@ BETTER: dict[str, list[tuple[Example, Example]]] = {
         (("They eat meat.", True), ("Predominantly carnivorous nutrition.", True)),
         (("They eat meat.", True), ("42", True)),
     ],
+    "torn": [
+        (("Carnivores require protein.", True), ("They eat meat.", True)),
+        (("Carnivores require protein.", True), ("Carnivores require protein. " + "It is so. " * 20, True)),
+        (("Carnivores require protein.", True), ("Carnivores require protein.", False)),
+    ],
+    "followup": [(("Meat.", True), ("", True))],
 }
 
 
@@ -63,6 +69,37 @@ def test_language_follows_the_prompt() -> None:
     assert persona.approval("猫吃什么？", "它们吃肉", True) > 0.9
     assert persona.approval("猫吃什么？", "They eat meat.", True) < 0.01
     assert persona.approval("1 + 1", "它们吃肉", True) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("asked", "better", "worse"),
+    [
+        (0, "For example, a mouse.", "Meat."),
+        (1, "Meat.", "They eat meat. " * 10),
+        (2, "It eats a fat rat.", "Predominantly carnivorous nutrition."),
+    ],
+)
+def test_followup_wants_what_it_asked_for(asked: int, better: str, worse: str) -> None:
+    persona = personas.load("followup")
+    prompt = persona.followups[asked]
+    assert persona.approval(prompt, better, True) > persona.approval(prompt, worse, True) + 0.3
+
+
+def test_torn_aspects_pull_against_each_other() -> None:
+    persona = personas.load("torn")
+    short = persona.tastes("Why?", "Because.", True)
+    full = persona.tastes("Why?", "because several different complicated explanations overlap, " * 6, True)
+    assert full["detail"] > short["detail"]
+    assert full["brevity"] < short["brevity"]
+
+
+@pytest.mark.parametrize("name", personas.BUILT_IN)
+@given(prompt=st.text(), reply=st.text(), finished=st.booleans())
+def test_each_aspect_has_a_probability(name: str, prompt: str, reply: str, finished: bool) -> None:
+    persona = personas.load(name)
+    tastes = persona.tastes(prompt, reply, finished)
+    assert set(tastes) == set(persona.aspects)
+    assert all(0 <= taste <= 1 for taste in tastes.values())
 
 
 @pytest.mark.parametrize("name", personas.BUILT_IN)
@@ -125,7 +162,7 @@ def test_anybodys_own_persona(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("grumpy", "give one of brief, structured, warm, curious, language, or path/to/file.py:Class"),
+        ("grumpy", "give one of brief, structured, warm, curious, language, torn, followup, or path/to/file.py:Class"),
         ("nowhere.py:Mine", "no such file"),
         ("{}/own.py:Nobody", "no subclass"),
         ("{}/own.py:Missing", "no subclass"),

@@ -21,6 +21,8 @@ BUILT_IN = {
     "warm": "Warm",
     "curious": "Curious",
     "language": "Language",
+    "torn": "Torn",
+    "followup": "Followup",
 }
 """Name (and module) → class."""
 

@@ -17,12 +17,23 @@ class Persona(ABC):
     description: ClassVar[str]
     """Its taste in one line, for people."""
 
+    aspects: ClassVar[tuple[str, ...]] = ("quality",)
+    """What it can be asked about, one thumb for each."""
+    reward: ClassVar[str] = "quality"
+    """How the aspects make up what it wants, as `--reward` takes it."""
+    followups: ClassVar[tuple[str, ...]] = ()
+    """What it says to a first reply, if it judges the second one; none: it judges the first."""
+
     @abstractmethod
     def approval(self, prompt: str, reply: str, finished: bool) -> float:
         """The probability, 0 to 1, that this user likes `reply`; `finished` is False if the reply was cut off.
 
         Smooth, so that every small step in the right direction is liked a little more often.
         """
+
+    def tastes(self, prompt: str, reply: str, finished: bool) -> dict[str, float]:
+        """The probability of a thumb up, for each of `aspects`."""
+        return {"quality": self.approval(prompt, reply, finished)}
 
     def thumb(self, approval: float, rng: random.Random, noise: float) -> bool:
         """The vote, True for up, on a reply liked with probability `approval`; flipped with probability `noise`."""

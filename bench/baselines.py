@@ -1,0 +1,105 @@
+"""What our way is compared with: supervised tuning on replies that were liked, and TRL's KTO on the very votes.
+
+Both train the same adapter on the same tokens. KTO is TRL's trainer and loss; only its way of making token ids out of
+texts is left out, for that adds an end to replies that were cut off, and so would teach to stop in the middle of a
+sentence; this way it may use every vote.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from plaudit_learner.instruct.tune import TuneSettings, tune
+from plaudit_learner.policy import Policy, PromptReply
+from plaudit_learner.reward.model import Vote
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a baseline is trained."""
+
+    learning_rate: float
+    epochs: int = 2
+    batch_size: int = 8
+
+
+GRID = (Training(1e-4), Training(3e-4), Training(1e-3))
+"""What each baseline may choose from; TRL's default learning rate is far too low for LoRA."""
+
+
+def supervised(policy: Policy, model: Path, replies: Sequence[PromptReply], how: Training, seed: int) -> None:
+    """Tune the policy's adapter on replies, in place, by TRL's SFTTrainer as `plaudit instruct` does."""
+    settings = TuneSettings(how.epochs, how.batch_size, how.learning_rate, checkpoint_steps=10_000, seed=seed)
+    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    with tempfile.TemporaryDirectory() as directory:
+        tune(policy, tokenizer, replies, replies[:1], settings, Path(directory), lambda *_: None)
+
+
+def kto(policy: Policy, model: Path, votes: Sequence[Vote], how: Training, seed: int, *, beta: float = 0.1) -> None:
+    """Train the policy's adapter on thumbs, in place, by TRL's KTOTrainer (Ethayarajh et al. 2024).
+
+    The lesser of the two classes is given the weight that makes them equal, as TRL recommends.
+    """
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    class TokensTrainer(KTOTrainer):  # type: ignore[misc]
+        """Given token ids, it makes only the mismatched pairs of its KL term, within each batch, as TRL does."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            def turned(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+                replies = batch["completion_ids"]
+                return {**batch, "KL_completion_ids": [replies[-1], *replies[:-1]]}
+
+            return dataset.map(turned, batched=True, batch_size=how.batch_size)
+
+    # TRL reads the rows in their order, and the mismatched pairs of a last batch of one would be its own.
+    order = random.Random(seed).sample(list(votes), len(votes) - (len(votes) % how.batch_size == 1))
+    liked = sum(vote.liked for vote in order)
+    weight = max(1, len(order) - liked) / max(1, liked)
+    columns = {
+        "prompt_ids": [list(vote.item.prompt) for vote in order],
+        "completion_ids": [list(vote.item.reply) for vote in order],
+        "label": [vote.liked for vote in order],
+    }
+    base = AutoModelForCausalLM.from_pretrained(model, dtype="auto", local_files_only=True, attn_implementation="eager")
+    with tempfile.TemporaryDirectory() as directory:
+        arguments = KTOConfig(
+            output_dir=directory,
+            use_cpu=True,
+            bf16=base.dtype == torch.bfloat16,
+            num_train_epochs=how.epochs,
+            per_device_train_batch_size=how.batch_size,
+            learning_rate=how.learning_rate,
+            beta=beta,
+            desirable_weight=max(1.0, weight),
+            undesirable_weight=max(1.0, 1 / weight),
+            max_length=None,
+            gradient_checkpointing=False,
+            precompute_ref_log_probs=True,
+            warmup_steps=4,
+            seed=seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = TokensTrainer(
+            model=base,
+            args=arguments,
+            train_dataset=Dataset.from_dict(columns),
+            processing_class=AutoTokenizer.from_pretrained(model, local_files_only=True),
+            peft_config=policy.model.peft_config["default"],
+        )
+        trainer.train()
+    # TRL changes the forward of the model that it trains: only the weights are taken over.
+    set_peft_model_state_dict(policy.model, get_peft_model_state_dict(trainer.model, save_embedding_layers=False))

@@ -1,0 +1,142 @@
+"""Our way, offline: the learner's rounds with its own settings, fit, PPO and gate, but no servers between.
+
+    votes on what serves ──▶ all votes so far ──▶ reward model ──▶ PPO from the base model ──▶ gate ──▶ serves, or not
+
+What a round made is kept; a run that was stopped goes on within the round that it was in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.offline import Clock, Lab, Tokens
+from plaudit_cli.personas import Persona
+from plaudit_learner import loop
+from plaudit_learner.gate.judge import Evaluated, GateSettings, evaluate, judge
+from plaudit_learner.policy import Policy, PromptReply
+from plaudit_learner.ppo.improve import NothingToImproveError, improve
+from plaudit_learner.reward.aspects import parse
+from plaudit_learner.reward.model import NotEnoughVotesError, RewardModel, Vote
+
+
+@dataclass
+class Deployment:
+    """What has come of the rounds so far."""
+
+    votes: list[Vote] = field(default_factory=list)
+    serving: list[Tensor] | None = None
+    """The adapter's weights; None: the base model."""
+    rounds: list[str] = field(default_factory=list)
+    """What became of each, in words."""
+    minutes: float = 0.0
+    """CPU minutes of reward model, PPO and gate."""
+
+    def save(self, file: Path) -> None:
+        """Wholly or not at all."""
+        votes = [(*vote.item, vote.liked, vote.user, vote.aspect) for vote in self.votes]
+        unfinished = file.with_suffix(".unfinished")
+        torch.save({**vars(self), "votes": votes}, unfinished)
+        unfinished.replace(file)
+
+    @classmethod
+    def load(cls, file: Path) -> Deployment:
+        """What `save` wrote, or a new one."""
+        if not file.exists():
+            return cls()
+        found: dict[str, Any] = torch.load(file, weights_only=True)
+        votes = [
+            Vote(PromptReply(prompt, reply, finished), liked, user=user, aspect=aspect)
+            for prompt, reply, finished, liked, user, aspect in found["votes"]
+        ]
+        return cls(**{**found, "votes": votes})
+
+
+def parts(prompts: Sequence[Tokens]) -> tuple[list[Tokens], list[Tokens]]:
+    """(to learn on, for the gate), told apart by their hash, with the learner's share."""
+    learnt: list[Tokens] = []
+    gate: list[Tokens] = []
+    for prompt in prompts:
+        share = int(hashlib.sha256(repr(prompt).encode()).hexdigest()[:8], 16) / 16**8
+        (gate if share < loop._HELD_OUT else learnt).append(prompt)
+    return learnt, gate[: loop._GATE_PROMPTS]
+
+
+def run(
+    lab: Lab, persona: Persona, prompts: Sequence[Tokens], sizes: Sequence[int], noise: float, seed: int, work: Path
+) -> Deployment:
+    """As many rounds as there are `sizes`, each with that many new votes on what then serves."""
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / "deployment.pt"
+    state = Deployment.load(file)
+    for number in range(len(state.rounds) + 1, len(sizes) + 1):
+        server = lab.policy(seed)
+        if state.serving is not None:
+            server.restore(state.serving)
+        cast = lab.vote(persona, prompts, sizes[number - 1], noise, 1000 * seed + number, policy=server)
+        state.votes += cast.votes
+        clock = Clock()
+        outcome = _round(lab, persona, prompts, state, 1000 * number + seed, work / f"{number}.pt")
+        state.minutes += clock.minutes
+        state.rounds.append(outcome)
+        state.save(file)
+        print(f"{persona.name}, seed {seed}, round {number}: {outcome}", flush=True)
+    return state
+
+
+def fitted(lab: Lab, persona: Persona, votes: Sequence[Vote]) -> RewardModel:
+    """The reward model of these votes, for the reward that the persona declares."""
+    return lab.reward_model(votes, parse(persona.reward))
+
+
+def _round(
+    lab: Lab, persona: Persona, prompts: Sequence[Tokens], state: Deployment, seed: int, checkpoint: Path
+) -> str:
+    learnt, gate = parts(prompts)
+    how = lab.improve_settings(len(state.votes))
+    policy = lab.policy(seed)
+    try:
+        reward_model = fitted(lab, persona, state.votes)
+        auc = min(reward_model.heads[aspect].discrimination for aspect in persona.aspects)
+        if not auc > loop._LEAST_AUC:
+            return f"waits for more votes: AUC {auc:.2f}"
+        result = improve(policy, reward_model, learnt, how, seed=seed, checkpoint=checkpoint)
+    except (NotEnoughVotesError, NothingToImproveError) as error:
+        return f"waits for more votes: {error}"
+
+    least, most = loop._GATE_SAMPLES
+    samples = min(max(least, math.ceil(loop._GATE_REPLIES / len(gate))), most)
+
+    def measured(judged: Policy, *, probes: bool = True) -> Evaluated:
+        return evaluate(
+            judged,
+            result.reward_model,
+            gate,
+            lab.reader,
+            samples_per_prompt=samples,
+            max_new_tokens=how.max_new_tokens,
+            temperature=how.temperature,
+            seed=seed,
+            probes=probes,
+        )
+
+    candidate = measured(policy)
+    with policy.reference():
+        base = measured(policy)
+    parent = base
+    if state.serving is not None:
+        before = lab.policy(seed)
+        before.restore(state.serving)
+        parent = measured(before, probes=False)
+    verdict = judge(candidate, parent, base, settings=GateSettings(max_kl=how.kl_budget))
+    if verdict.passed:
+        state.serving = policy.snapshot()
+    gain = f"reward gain {verdict.metrics['reward_gain']:+.2f}, KL {verdict.metrics['kl']:.2f}, AUC {auc:.2f}"
+    return f"serves: {gain}" if verdict.passed else f"rejected ({gain}): {'; '.join(verdict.reasons)}"
