@@ -114,7 +114,7 @@ def _round(
     least, most = loop._GATE_SAMPLES
     samples = min(max(least, math.ceil(loop._GATE_REPLIES / len(gate))), most)
 
-    def measured(judged: Policy, *, probes: bool = True) -> Evaluated:
+    def measured(judged: Policy, *, reward_only: bool = False) -> Evaluated:
         return evaluate(
             judged,
             result.reward_model,
@@ -124,7 +124,7 @@ def _round(
             max_new_tokens=how.max_new_tokens,
             temperature=how.temperature,
             seed=seed,
-            probes=probes,
+            reward_only=reward_only,
         )
 
     candidate = measured(policy)
@@ -134,7 +134,7 @@ def _round(
     if state.serving is not None:
         before = lab.policy(seed)
         before.restore(state.serving)
-        parent = measured(before, probes=False)
+        parent = measured(before, reward_only=True)
     verdict = judge(candidate, parent, base, settings=GateSettings(max_kl=how.kl_budget))
     if verdict.passed:
         state.serving = policy.snapshot()

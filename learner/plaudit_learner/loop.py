@@ -309,7 +309,7 @@ class Learner:
         least, most = _GATE_SAMPLES
         samples = min(max(least, math.ceil(_GATE_REPLIES / len(held_out))), most)
 
-        def measured(judged: Policy, *, probes: bool = True) -> Evaluated:
+        def measured(judged: Policy, *, reward_only: bool = False) -> Evaluated:
             return evaluate(
                 judged,
                 reward_model,
@@ -319,14 +319,14 @@ class Learner:
                 max_new_tokens=how.max_new_tokens,
                 temperature=how.temperature,
                 seed=seed,
-                probes=probes,
+                reward_only=reward_only,
             )
 
         candidate = measured(policy)
         with policy.reference():
             base = measured(policy)
         # The parent is asked for its reward only.
-        before = base if parent == reference else measured(self._load(parent, seed, reference), probes=False)
+        before = base if parent == reference else measured(self._load(parent, seed, reference), reward_only=True)
         verdict = judge(candidate, before, base, settings=GateSettings(max_kl=how.kl_budget))
         self._metrics.gated(verdict.checks)
         for check in verdict.checks:

@@ -213,8 +213,18 @@ def test_evaluation_measures_the_kl_to_the_reference(tiny_model: Path) -> None:
     model = fit(policy, [Vote(item, i % 3 == 0) for i, item in enumerate(items)])
     prompts = [item.prompt for item in items]
 
-    def run() -> Evaluated:
-        return evaluate(policy, model, prompts, reader, samples_per_prompt=2, max_new_tokens=6, temperature=0.7, seed=0)
+    def run(*, reward_only: bool = False) -> Evaluated:
+        return evaluate(
+            policy,
+            model,
+            prompts,
+            reader,
+            samples_per_prompt=2,
+            max_new_tokens=6,
+            temperature=0.7,
+            seed=0,
+            reward_only=reward_only,
+        )
 
     untrained = run()
     assert untrained.kl == pytest.approx(0.0, abs=1e-4)
@@ -233,6 +243,9 @@ def test_evaluation_measures_the_kl_to_the_reference(tiny_model: Path) -> None:
     assert trained.kl > 0.01
     assert reference.rollouts == untrained.rollouts
     assert reference.kl == pytest.approx(0.0, abs=1e-4)
+    parent = run(reward_only=True)
+    assert parent.rollouts == trained.rollouts
+    torch.testing.assert_close(parent.values["reward"], trained.values["reward"])
     assert judge(untrained, reference, reference).reasons == [
         "not surely better than its parent: reward gain +0.00, lower bound +0.00"
     ]

@@ -9,6 +9,7 @@ probes ───▶ sample ──▶ replies ───── words ────�
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,12 +77,12 @@ def evaluate(
     max_new_tokens: int,
     temperature: float,
     seed: int,
-    probes: bool = True,
+    reward_only: bool = False,
 ) -> Evaluated:
     """Sample replies to held-out prompts, and to the probes, and measure them.
 
-    Inside `policy.reference()` it evaluates the reference. Without `probes` it takes a quarter less time, and only
-    serves as the parent that a candidate is compared with.
+    Inside `policy.reference()` it evaluates the reference. `reward_only`: in half the time, what serves as the parent
+    that a candidate is compared with; its KL is nan.
     """
     # A prompt that comes twice would be compared with itself.
     prompts = list(dict.fromkeys(prompts))
@@ -94,6 +95,13 @@ def evaluate(
         seed=seed,
     )
 
+    if reward_only:
+        scores_N = reward_model.score_features(
+            torch.stack([e.features_D for e in encode(policy, [r.item for r in rollouts])])
+        )
+        values = {"reward": measures.by_prompt(scores_N, len(prompts))}
+        return Evaluated(rollouts, scores_N.tolist(), math.nan, values)
+
     def asked(questions: Sequence[str]) -> list[Rollout]:
         return sample(
             policy,
@@ -104,10 +112,8 @@ def evaluate(
             seed=seed,
         )
 
-    values: dict[str, Tensor] = {}
-    if probes:
-        values = judge_probes(reader, asked([probe.question for probe in INSTRUCTIONS]), asked(FLATTERY))
-    return measure(policy, reward_model, rollouts, reader, temperature=temperature, probes=values)
+    probes = judge_probes(reader, asked([probe.question for probe in INSTRUCTIONS]), asked(FLATTERY))
+    return measure(policy, reward_model, rollouts, reader, temperature=temperature, probes=probes)
 
 
 def judge_probes(reader: Reader, instructions: Sequence[Rollout], flattery: Sequence[Rollout]) -> dict[str, Tensor]:
