@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from plaudit_learner.instruct.data import DataError, Example, FieldError, Source, parse, read
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 PAIR = {"instruction": "Say hello.", "output": "Hello."}
 
 
