@@ -27,7 +27,7 @@ from torch import Tensor
 from plaudit import base_model
 from plaudit_cli.personas import Persona
 from plaudit_cli.prompts import Prompt
-from plaudit_learner import loop
+from plaudit_learner import rounds
 from plaudit_learner.config import LearnerSettings
 from plaudit_learner.gate.evaluation import Reader, measure
 from plaudit_learner.gate.measures import by_prompt
@@ -164,19 +164,9 @@ class Lab:
         return fit(self._base, votes, terms=terms, pessimism=self.settings.pessimism)
 
     def improve_settings(self, votes: int) -> ImproveSettings:
-        """What the learner would strive for with that many votes: `Learner._how`."""
-        s = self.settings
-        kl_budget = s.kl_budget * min(1.0, votes / s.votes_for_kl_budget)
-        return ImproveSettings(
-            iterations=s.iterations,
-            prompts_per_iteration=s.prompts_per_iteration,
-            learning_rate=s.learning_rate,
-            kl_budget=kl_budget,
-            kl_stop=loop._KL_STOP * kl_budget,
-            temperature=self.how.temperature,
-            max_prompt_tokens=s.max_prompt_tokens,
-            max_new_tokens=min(self.how.max_new_tokens, s.max_new_tokens),
-        )
+        """What the learner would strive for with that many votes."""
+        how = self.how
+        return rounds.aim(self.settings, votes, temperature=how.temperature, max_new_tokens=how.max_new_tokens)
 
     def normalised(self, model: RewardModel, rollouts: Sequence[Rollout]) -> RewardModel:
         """Rewards in deviations of these replies of the base policy."""

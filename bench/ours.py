@@ -8,7 +8,6 @@ What a round made is kept; a run that was stopped goes on within the round that 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,8 @@ from torch import Tensor
 
 from bench.offline import Clock, Lab, Tokens
 from plaudit_cli.personas import Persona
-from plaudit_learner import loop
-from plaudit_learner.gate.judge import Evaluated, GateSettings, evaluate, judge
+from plaudit_learner import rounds
+from plaudit_learner.gate.trial import trial
 from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.ppo.improve import NothingToImproveError, improve
 from plaudit_learner.reward.aspects import parse
@@ -61,12 +60,7 @@ class Deployment:
 
 def parts(prompts: Sequence[Tokens]) -> tuple[list[Tokens], list[Tokens]]:
     """(to learn on, for the gate), told apart by their hash, with the learner's share."""
-    learnt: list[Tokens] = []
-    gate: list[Tokens] = []
-    for prompt in prompts:
-        share = int(hashlib.sha256(repr(prompt).encode()).hexdigest()[:8], 16) / 16**8
-        (gate if share < loop._HELD_OUT else learnt).append(prompt)
-    return learnt, gate[: loop._GATE_PROMPTS]
+    return rounds.told_apart((hashlib.sha256(repr(prompt).encode()).hexdigest(), prompt) for prompt in prompts)
 
 
 def run(
@@ -105,37 +99,21 @@ def _round(
     try:
         reward_model = fitted(lab, persona, state.votes)
         auc = min(reward_model.heads[aspect].discrimination for aspect in persona.aspects)
-        if not auc > loop._LEAST_AUC:
+        if not auc > rounds.LEAST_AUC:
             return f"waits for more votes: AUC {auc:.2f}"
         result = improve(policy, reward_model, learnt, how, seed=seed, checkpoint=checkpoint)
     except (NotEnoughVotesError, NothingToImproveError) as error:
         return f"waits for more votes: {error}"
 
-    least, most = loop._GATE_SAMPLES
-    samples = min(max(least, math.ceil(loop._GATE_REPLIES / len(gate))), most)
+    serving = state.serving
 
-    def measured(judged: Policy, *, reward_only: bool = False) -> Evaluated:
-        return evaluate(
-            judged,
-            result.reward_model,
-            gate,
-            lab.reader,
-            samples_per_prompt=samples,
-            max_new_tokens=how.max_new_tokens,
-            temperature=how.temperature,
-            seed=seed,
-            reward_only=reward_only,
-        )
-
-    candidate = measured(policy)
-    with policy.reference():
-        base = measured(policy)
-    parent = base
-    if state.serving is not None:
+    def parent() -> Policy:
+        assert serving is not None
         before = lab.policy(seed)
-        before.restore(state.serving)
-        parent = measured(before, reward_only=True)
-    verdict = judge(candidate, parent, base, settings=GateSettings(max_kl=how.kl_budget))
+        before.restore(serving)
+        return before
+
+    verdict = trial(policy, None if serving is None else parent, result.reward_model, lab.reader, gate, how, seed=seed)
     if verdict.passed:
         state.serving = policy.snapshot()
     gain = f"reward gain {verdict.metrics['reward_gain']:+.2f}, KL {verdict.metrics['kl']:.2f}, AUC {auc:.2f}"

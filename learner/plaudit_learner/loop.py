@@ -8,7 +8,6 @@ after the event knows that the round is over.
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import time
 from dataclasses import replace
@@ -22,7 +21,8 @@ from plaudit_learner import rounds
 from plaudit_learner.config import LearnerSettings
 from plaudit_learner.experience.intake import Intake
 from plaudit_learner.experience.store import Experience
-from plaudit_learner.gate.judge import Evaluated, GateSettings, Reader, Verdict, evaluate, judge
+from plaudit_learner.gate.judge import Reader, Verdict
+from plaudit_learner.gate.trial import trial
 from plaudit_learner.metrics import LearnerMetrics
 from plaudit_learner.policy import AdapterConfig, Policy
 from plaudit_learner.ppo.improve import ImproveSettings, IterationMetrics, NothingToImproveError, improve
@@ -34,12 +34,6 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 2.0
-_HELD_OUT = 0.2
-_LEAST_AUC = 0.55
-_KL_STOP = 0.85  # of the budget: what is undone must stand below the gate's bound, which is the budget
-_GATE_PROMPTS = 48
-_GATE_REPLIES = 288  # with fewer prompts, more samples of each: with 100 replies a gain of 0.15 deviations is missed
-_GATE_SAMPLES = 4, 12  # the fewest and the most of one prompt
 _REWARD_MODELS = "reward-models"  # within the state directory, by round
 
 
@@ -234,10 +228,10 @@ class Learner:
             log.info("reward model of %s: %s", aspect, quality.summary())
         for term in settings.terms:
             quality = reward_model.heads[term.aspect]
-            if not quality.discrimination > _LEAST_AUC:
+            if not quality.discrimination > rounds.LEAST_AUC:
                 raise NotEnoughVotesError(
                     f"it cannot tell good from bad {term.aspect} yet "
-                    f"(AUC {quality.discrimination:.2f}, at least {_LEAST_AUC} is needed)"
+                    f"(AUC {quality.discrimination:.2f}, at least {rounds.LEAST_AUC} is needed)"
                 )
         return reward_model
 
@@ -260,34 +254,17 @@ class Learner:
 
         Raises NotEnoughVotesError if there are too few to judge by.
         """
-        train: list[tuple[int, ...]] = []
-        held_out: list[tuple[int, ...]] = []
-        for key, prompt in self._store.prompts(self._settings.window).items():
-            if len(prompt) <= self._settings.max_prompt_tokens:
-                (held_out if int(key[:8], 16) < _HELD_OUT * 16**8 else train).append(prompt)
+        longest = self._settings.max_prompt_tokens
+        prompts = self._store.prompts(self._settings.window).items()
+        train, held_out = rounds.told_apart((key, prompt) for key, prompt in prompts if len(prompt) <= longest)
         if len(held_out) < 2 or not train:
             raise NotEnoughVotesError(f"{len(train) + len(held_out)} different prompts are too few to hold some out")
-        return train, held_out[:_GATE_PROMPTS]
+        return train, held_out
 
     def _how(self, votes: int) -> ImproveSettings:
-        """What to strive for with that many votes: the fewer there are, the closer to the reference policy.
-
-        The reward model errs by about 1 / sqrt(votes), and a policy at KL k can seek out sqrt(2 k) deviations of that
-        error: a budget in proportion to the votes holds the reward that is only imagined at one level.
-        """
         settings = self._settings
-        kl_budget = settings.kl_budget * min(1.0, votes / settings.votes_for_kl_budget)
         temperature, max_tokens = self._store.usual_sampling(settings.window) or (0.7, settings.max_new_tokens)
-        return ImproveSettings(
-            iterations=settings.iterations,
-            prompts_per_iteration=settings.prompts_per_iteration,
-            learning_rate=settings.learning_rate,
-            kl_budget=kl_budget,
-            kl_stop=_KL_STOP * kl_budget,
-            temperature=temperature,
-            max_prompt_tokens=settings.max_prompt_tokens,
-            max_new_tokens=min(max_tokens, settings.max_new_tokens),
-        )
+        return rounds.aim(settings, votes, temperature=temperature, max_new_tokens=max_tokens)
 
     def _progress(self, metrics: IterationMetrics) -> None:
         self._metrics.ppo_reward.set(metrics.reward)
@@ -305,29 +282,18 @@ class Learner:
         )
 
     def _gate(self, policy: Policy, reward_model: RewardModel, this: Round, reference: str) -> Verdict:
-        parent, held_out, how, seed = this.parent, this.held_out, this.how, this.seed
-        least, most = _GATE_SAMPLES
-        samples = min(max(least, math.ceil(_GATE_REPLIES / len(held_out))), most)
+        def parent() -> Policy:
+            return self._load(this.parent, this.seed, reference)
 
-        def measured(judged: Policy, *, reward_only: bool = False) -> Evaluated:
-            return evaluate(
-                judged,
-                reward_model,
-                held_out,
-                self._reader,
-                samples_per_prompt=samples,
-                max_new_tokens=how.max_new_tokens,
-                temperature=how.temperature,
-                seed=seed,
-                reward_only=reward_only,
-            )
-
-        candidate = measured(policy)
-        with policy.reference():
-            base = measured(policy)
-        # The parent is asked for its reward only.
-        before = base if parent == reference else measured(self._load(parent, seed, reference), reward_only=True)
-        verdict = judge(candidate, before, base, settings=GateSettings(max_kl=how.kl_budget))
+        verdict = trial(
+            policy,
+            None if this.parent == reference else parent,
+            reward_model,
+            self._reader,
+            this.held_out,
+            this.how,
+            seed=this.seed,
+        )
         self._metrics.gated(verdict.checks)
         for check in verdict.checks:
             log.info(

@@ -9,17 +9,53 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from plaudit_learner.config import LearnerSettings
 from plaudit_learner.ppo.settings import ImproveSettings
 
 _INPUTS = "inputs.json"
 CHECKPOINT = "checkpoint.pt"
 
 Prompts = list[tuple[int, ...]]
+
+LEAST_AUC = 0.55
+"""A reward model that tells good from bad no better than this is not learnt from."""
+_HELD_OUT = 0.2
+_MOST_HELD_OUT = 48
+_KL_STOP = 0.85  # of the budget: what is undone must stand below the gate's bound, which is the budget
+
+
+def told_apart(prompts: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[Prompts, Prompts]:
+    """Prompts to train on, and those that only the gate sees, by their keys (hexadecimal hashes), for ever."""
+    train: Prompts = []
+    held_out: Prompts = []
+    for key, prompt in prompts:
+        (held_out if int(key[:8], 16) < _HELD_OUT * 16**8 else train).append(prompt)
+    return train, held_out[:_MOST_HELD_OUT]
+
+
+def aim(settings: LearnerSettings, votes: int, *, temperature: float, max_new_tokens: int) -> ImproveSettings:
+    """What to strive for with that many votes: the fewer there are, the closer to the reference policy.
+
+    The reward model errs by about 1 / sqrt(votes), and a policy at KL k can seek out sqrt(2 k) deviations of that
+    error: a budget in proportion to the votes holds the reward that is only imagined at one level.
+    temperature, max_new_tokens: as served.
+    """
+    kl_budget = settings.kl_budget * min(1.0, votes / settings.votes_for_kl_budget)
+    return ImproveSettings(
+        iterations=settings.iterations,
+        prompts_per_iteration=settings.prompts_per_iteration,
+        learning_rate=settings.learning_rate,
+        kl_budget=kl_budget,
+        kl_stop=_KL_STOP * kl_budget,
+        temperature=temperature,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        max_new_tokens=min(max_new_tokens, settings.max_new_tokens),
+    )
 
 
 @dataclass(frozen=True)
