@@ -11,6 +11,7 @@ import logging
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from plaudit.artifacts import ArtifactError, PolicyStore
@@ -123,7 +124,7 @@ class Learner:
                 this.train,
                 this.how,
                 seed=this.seed,
-                progress=self._progress,
+                progress=partial(self._progress, this.how.iterations),
                 checkpoint=self._kept / rounds.CHECKPOINT,
             )
             if result.stopped:
@@ -266,7 +267,7 @@ class Learner:
         temperature, max_tokens = self._store.usual_sampling(settings.window) or (0.7, settings.max_new_tokens)
         return rounds.aim(settings, votes, temperature=temperature, max_new_tokens=max_tokens)
 
-    def _progress(self, metrics: IterationMetrics) -> None:
+    def _progress(self, iterations: int, metrics: IterationMetrics) -> None:
         self._metrics.ppo_reward.set(metrics.reward)
         self._metrics.ppo_kl.set(metrics.kl)
         self._metrics.ppo_entropy.set(metrics.entropy)
@@ -274,7 +275,7 @@ class Learner:
         log.info(
             "update %d of %d: reward %+.2f, KL %.2f nats a reply, entropy %.2f, %.0f tokens",
             metrics.iteration,
-            self._settings.iterations,
+            iterations,
             metrics.reward,
             metrics.kl,
             metrics.entropy,
