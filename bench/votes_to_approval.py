@@ -2,8 +2,9 @@
 
 Each persona votes in rounds, with noise, on what then serves (`bench/ours.py`); every method is given all its votes.
 Held-out prompts are asked in other forms (no instruction begins with a word that one which was voted on begins with),
-and each is another task. KTO and supervised tuning may choose from one grid, on the first seed, by the reward model's
-score on prompts kept from training; ours runs on the learner's defaults.
+and each is another task. KTO and supervised tuning may choose from one grid, on the first persona and seed, by the
+reward model's score on prompts kept from training; ours runs on the learner's defaults, for which one other persona was
+used.
 
     make bench-votes-to-approval [ARGS="--personas NAME… --seeds 0 1 --table"] [SIZE=small]
 
@@ -83,12 +84,12 @@ def main() -> int:
         model = model_directory(arguments.size, Path(temporary))
         train, held_out = by_form(prompts)
         trials = []
-        chosen: dict[str, dict[str, Training]] = {name: {} for name in arguments.personas}
+        chosen: dict[str, Training] = {}
         for seed in arguments.seeds:  # outside, so that a run that is stopped has seen every persona early
             for name in arguments.personas:
                 lab = Lab(model, train, held_out, how)
                 trial = Trial(lab, rows, name, arguments.votes, seed, arguments.results / "work")
-                trials.append(trial.found(grid, chosen[name], compute=not arguments.table))
+                trials.append(trial.found(grid, chosen, compute=not arguments.table))
     table = _table(trials)
     (arguments.results / "votes_to_approval.md").write_text(table)
     print("\n" + table)
