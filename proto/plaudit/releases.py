@@ -45,6 +45,8 @@ BASE = "v0"
 IMPORTED = "imported"
 """Stands for the version of replies that no version of this deployment sampled: people's judgements of them count, and
 nothing else is learnt from them. It is no version, and never becomes one."""
+CANARY_METRICS = "canary_"
+"""What a canary's metrics begin with in its events; those of the gate do not."""
 _NAME = re.compile(r"v(0|[1-9][0-9]{0,8})")
 
 
