@@ -163,6 +163,29 @@ class Script(ChatServiceServicer, FeedbackServiceServicer, PolicyServiceServicer
         policy = self._policy(request.version or "v1", policy_pb2.POLICY_STATE_ROLLED_BACK)
         return policy_pb2.RollbackPolicyResponse(policy=policy, serving_version="v0")
 
+    def _canary(self, share: float) -> policy_pb2.Policy:
+        policy = self._policy("v2", policy_pb2.POLICY_STATE_CANARY)
+        policy.share = share
+        tally = {"approval": 0.5, "votes": 32, "stable_approval": 0.25, "stable_votes": 300}
+        policy.metrics.update({f"canary_{name}": float(figure) for name, figure in tally.items()})
+        return policy
+
+    async def SetCanaryShare(
+        self, request: policy_pb2.SetCanaryShareRequest, context: Context
+    ) -> policy_pb2.SetCanaryShareResponse:
+        self.reasons.append(request.reason)
+        if not 0 <= request.share < 1:
+            violation = ("share", "give 0 to below 1")
+            await fail(context, Failure(grpc.StatusCode.INVALID_ARGUMENT, "share: give 0 to below 1", (violation,)))
+        return policy_pb2.SetCanaryShareResponse(policy=self._canary(request.share))
+
+    async def WatchPolicies(
+        self, request: policy_pb2.WatchPoliciesRequest, context: Context
+    ) -> AsyncIterator[policy_pb2.WatchPoliciesResponse]:
+        yield policy_pb2.WatchPoliciesResponse(policy=self._policy("v1", policy_pb2.POLICY_STATE_STABLE))
+        yield policy_pb2.WatchPoliciesResponse(policy=self._canary(0.1))
+        await fail(context, Failure(grpc.StatusCode.UNAVAILABLE, "this server is stopping"))
+
 
 @asynccontextmanager
 async def serving(script: Script, *, healthy: bool = True) -> AsyncIterator[str]:

@@ -111,6 +111,7 @@ async def test_a_canary_is_rolled_back_while_its_streams_run(deployment: Deploym
         assert set((await answers(client, 6)).values()) == {"v1"}
         async for _ in reader:
             pass
+        assert reply.usage is not None
         assert reply.usage.completion_tokens == 256, "the stream that ran went on to its end"
         await until_loaded(client, "v1")
 
