@@ -65,6 +65,8 @@ class Script(ChatServiceServicer, FeedbackServiceServicer, PolicyServiceServicer
     """The stream ends without `finished`."""
     failures: list[Failure] = field(default_factory=list)
     """Each is answered once, in turn, before anything else."""
+    canary: float = 0.0
+    """The share of v2, which is on trial; 0: there is no v2."""
     votes_per_version: int = 0
     """After so many votes the next version serves; 0: never."""
     chats: list[chat_pb2.StreamChatRequest] = field(default_factory=list)
@@ -138,11 +140,14 @@ class Script(ChatServiceServicer, FeedbackServiceServicer, PolicyServiceServicer
         await self._fail_if_told(context)
         base = policy_pb2.Policy(version="v0", state=policy_pb2.POLICY_STATE_RETIRED)
         newest = self._policy("v1", policy_pb2.POLICY_STATE_STABLE)
+        policies = [base, newest, *([self._canary(self.canary)] if self.canary else [])]
         return policy_pb2.ListPoliciesResponse(
-            policies=[base, newest], serving_version=self.version, loaded_versions=["v0", "v1"]
+            policies=policies, serving_version=self.version, loaded_versions=["v0", "v1"]
         )
 
     async def GetPolicy(self, request: policy_pb2.GetPolicyRequest, context: Context) -> policy_pb2.GetPolicyResponse:
+        if request.version == "v2" and self.canary:
+            return policy_pb2.GetPolicyResponse(policy=self._canary(self.canary))
         if request.version != "v1":
             await fail(context, Failure(grpc.StatusCode.NOT_FOUND, f"there is no version {request.version}"))
         return policy_pb2.GetPolicyResponse(policy=self._policy("v1", policy_pb2.POLICY_STATE_STABLE))

@@ -24,6 +24,7 @@ from plaudit_learner.metrics import LearnerMetrics
 from plaudit_learner.policy import Policy
 from plaudit_learner.release import Publisher
 from tests.learner.test_experience import DOWN, UP, at, feedback, interaction
+from tests.learner.test_reward_rounds import Rounds, vote
 
 CANARY, STABLE = PolicyState.POLICY_STATE_CANARY, PolicyState.POLICY_STATE_STABLE
 ROLLED_BACK, CANDIDATE = PolicyState.POLICY_STATE_ROLLED_BACK, PolicyState.POLICY_STATE_CANDIDATE
@@ -211,6 +212,19 @@ def test_a_canary_at_no_share_waits_for_its_operator(home: Home) -> None:
     releases = home.review()
     assert releases.canary == "v2"
     assert not on_trial(releases)
+
+
+def test_no_round_begins_while_a_canary_is_on_trial(tmp_path: Path, tiny_model: Path) -> None:
+    rounds = Rounds(tmp_path, tiny_model)
+    rounds.learner._intake.start()
+    vote(rounds.store, 0, 60)
+    assert rounds.learner._due()
+    for share, due in ((0.1, False), (0.0, True)):
+        event = PolicyEvent(schema_version=1, version="v1", state=CANARY, share=share)
+        rounds.log.append([Record(POLICIES, "v1", event.SerializeToString())])
+        rounds.learner._intake.drain(0.0)
+        assert rounds.learner._due() is due
+    rounds.close()
 
 
 def test_what_passes_the_gate_is_published_as_a_canary(tmp_path: Path, tiny_model: Path) -> None:
