@@ -46,7 +46,7 @@ from plaudit.v1.policy_pb2 import PolicyState  # noqa: E402
 from plaudit.v1.sampling_pb2 import FinishReason, SamplingParameters  # noqa: E402
 from plaudit_cli.personas import Persona  # noqa: E402
 from plaudit_cli.personas.base import sigmoid, words  # noqa: E402
-from plaudit_cli.prompts import read, user  # noqa: E402
+from plaudit_cli.prompts import Prompt, read, user  # noqa: E402
 from plaudit_learner.canary.review import Reviewer  # noqa: E402
 from plaudit_learner.config import LearnerSettings  # noqa: E402
 from plaudit_learner.experience.intake import Intake  # noqa: E402
@@ -64,6 +64,7 @@ from plaudit_server.router import Router  # noqa: E402
 
 NOISE = 0.1
 USERS = 200
+LONGEST_PROMPT = 200  # characters
 BATCH = 20  # conversations between two looks of the learner
 SECONDS_PER_TOKEN = 0.02
 BEGAN = 1_800_000_000
@@ -117,6 +118,7 @@ class Sober(Persona):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=["small", "full"], default="full")
+    parser.add_argument("--prompts", type=Path, default=SEED_TASKS, help="as `plaudit simulate` takes them")
     parser.add_argument("--results", type=Path, default=RESULTS, help="directory of the rows")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -125,7 +127,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         model = model_directory(arguments.size, Path(temporary))
         results = Path(temporary) if arguments.size == "small" else arguments.results
-        bench = Bench(size, model, Rows(results / "release.jsonl"), arguments.seed)
+        prompts = _tiny_prompts() if arguments.size == "small" else read(arguments.prompts)
+        prompts = [prompt for prompt in prompts if len(prompt.text) <= LONGEST_PROMPT][: size.prompts]
+        bench = Bench(size, model, prompts, Rows(results / "release.jsonl"), arguments.seed)
         kinds = [(kind, n) for kind in harmful.KINDS for n in range(size.versions)]
         kinds += [(harmful.EQUAL, n) for n in range(size.equal)]
         rows = [bench.released(kind, number) for kind, number in kinds]
@@ -136,8 +140,8 @@ def main() -> int:
 class Bench:
     """The base model, what the versions say, and what became of them."""
 
-    def __init__(self, size: Size, model: Path, rows: Rows, seed: int) -> None:
-        self._size, self._model, self._rows, self._seed = size, model, rows, seed
+    def __init__(self, size: Size, model: Path, prompts: Sequence[Prompt], rows: Rows, seed: int) -> None:
+        self._size, self._model, self._prompts, self._rows, self._seed = size, model, prompts, rows, seed
         with tempfile.TemporaryDirectory() as directory:
             self._settings = settings(Path(directory))
         share = self._settings.canary_share
@@ -169,6 +173,7 @@ class Bench:
 
     def _key(self, what: str, kind: str, number: int) -> dict[str, Any]:
         ours = {"model": self._model.name, "seed": self._seed, **asdict(self._size)}
+        ours["prompts"] = digest({"prompts": [prompt.text for prompt in self._prompts]})
         trial = self._settings.model_dump(include={"canary_share", "canary_least_votes", "canary_most_votes"})
         return {"what": what, "kind": kind, "number": number, **ours, **trial}
 
@@ -185,13 +190,7 @@ class Bench:
     @cached_property
     def _pool(self) -> list[list[Rollout]]:
         """The base's replies to each prompt."""
-        if self._model.name == "tiny":
-            words = ["alpha", "beta", "gamma", "delta", "river", "stone", "cloud"]
-            prompts = [user(f"{first} {second}") for first in words for second in words if first < second]
-        else:
-            prompts = read(SEED_TASKS)
-        prompts = [prompt for prompt in prompts if len(prompt.text) <= 200][: self._size.prompts]
-        asked = [self._reader.transcript.ask(prompt.text) for prompt in prompts]
+        asked = [self._reader.transcript.ask(prompt.text) for prompt in self._prompts]
         replies = self._sampled(asked, self._size.pool, self._size.tokens)
         return [replies[i : i + self._size.pool] for i in range(0, len(replies), self._size.pool)]
 
@@ -367,6 +366,11 @@ class Deployment:
     def __exit__(self, *error: object) -> None:
         self._store.close()
         self._log.close()
+
+
+def _tiny_prompts() -> list[Prompt]:
+    said = ["alpha", "beta", "gamma", "delta", "river", "stone", "cloud"]
+    return [user(f"{first} {second}") for first in said for second in said if first < second]
 
 
 def settings(directory: Path) -> LearnerSettings:
