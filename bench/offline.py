@@ -261,7 +261,9 @@ def learner_settings() -> LearnerSettings:
 
 def identity(lab: Lab) -> dict[str, Any]:
     """What every row follows from, whatever its method: model, prompts, sampling, the learner's defaults."""
-    ours = lab.settings.model_dump(mode="json", exclude={"model_cache", "event_log", "policy_store", "state_dir"})
+    elsewhere = {"model_cache", "event_log", "policy_store", "state_dir"}
+    elsewhere |= {name for name in LearnerSettings.model_fields if name.startswith("canary_")}  # nothing is released
+    ours = lab.settings.model_dump(mode="json", exclude=elsewhere)
     digest = hashlib.sha256(repr((sorted(ours.items()), lab.train, lab.held_out)).encode()).hexdigest()[:12]
     return {"model": lab.model.name, "learner_and_prompts": digest, **asdict(lab.how)}
 

@@ -190,7 +190,8 @@ class Releases:
             return "v0 is the base model: there is nothing before it to roll back to; promote another version instead"
         if state in _STEPS[current]:
             return None
-        here = "new" if current is None else _word(current)
+        policy = self.policy(version)
+        here = "new" if policy is None else _word(policy.state)  # retired, too
         return f"{version} is {here}, and what is {here} cannot become {_word(state)}"
 
 

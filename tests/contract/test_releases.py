@@ -125,7 +125,7 @@ def test_the_base_model_is_never_a_canary() -> None:
         ("v4", STABLE, "v4 is new, and what is new cannot become stable"),
         ("v0", ROLLED_BACK, "nothing before it"),
         ("v0", STABLE, None),
-        ("v0", CANARY, "v0 is stable, and what is stable cannot become canary"),
+        ("v0", CANARY, "v0 is retired, and what is retired cannot become canary"),
         ("v1", CANARY, "v1 is rejected, and"),
         ("v2", CANARY, None),
         ("v3", CANARY, None),

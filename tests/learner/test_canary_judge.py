@@ -208,6 +208,15 @@ def test_nobody_decides_alone_where_there_are_others_and_a_lone_user_does() -> N
     assert judge(alone, RULES).decision == Decision.ROLL_BACK
 
 
+def test_few_voters_do_not_starve_the_stable_side_of_a_small_share() -> None:
+    trial = Trial(0, share=0.1)
+    for number in range(1500):
+        mine = trial.draw.random() < 0.1
+        trial.reply(mine, liked=0.5, user=f"user {number % 20}")
+    evidence = trial.evidence()
+    assert len(evidence.approval) >= 0.9 * evidence.canary.votes
+
+
 @given(st.randoms(use_true_random=False))
 def test_the_order_in_which_votes_are_told_does_not_matter(draw: random.Random) -> None:
     trial = Trial(0)

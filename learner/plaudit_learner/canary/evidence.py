@@ -79,7 +79,10 @@ def weigh(
     block = max(1, round((1 - share) / share))
     cast = sorted(ballots, key=lambda ballot: (ballot.at, ballot.response_id, ballot.user))
     ids = [{reply.response_id for reply in arm} for arm in (canary, stable)]
-    ours, theirs = (_few_of_each([b for b in cast if b.response_id in arm], most_votes) for arm in ids)
+    ours, theirs = (
+        _few_of_each([ballot for ballot in cast if ballot.response_id in arm], most_votes, times)
+        for arm, times in zip(ids, (1, block), strict=True)
+    )
     voted = {ballot.response_id for ballot in cast}
 
     def paired(difference: Callable[[Exposure, Exposure], float]) -> tuple[float, ...]:
@@ -119,15 +122,15 @@ def _late(ours: Exposure, theirs: Exposure) -> bool:
     return ours.seconds > TOO_SLOW * theirs.seconds * max(1.0, ours.tokens / theirs.tokens)
 
 
-def _few_of_each(cast: Sequence[Ballot], most_votes: int) -> list[Ballot]:
+def _few_of_each(cast: Sequence[Ballot], most_votes: int, times: int) -> list[Ballot]:
     """The first few votes of each user; nobody counts for more than twice an equal part of the votes that decide.
 
     Where few people vote, each counts for more, or a deployment with one user would never decide. Who gave no user id
-    is whoever held the receipt: each such vote is somebody's own.
+    is whoever held the receipt: each such vote is somebody's own. `times` as many count where `times` as many decide.
     """
     named = {ballot.user for ballot in cast if ballot.user}
     voters = len(named) + sum(not ballot.user for ballot in cast)
-    few = max(FEW, math.ceil(2 * most_votes / max(1, voters)))
+    few = times * max(FEW, math.ceil(2 * most_votes / max(1, voters)))
     counted: Counter[str] = Counter()
     kept = []
     for ballot in cast:

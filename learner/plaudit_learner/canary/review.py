@@ -54,6 +54,7 @@ class Reviewer:
         self._store = store
         self._metrics = metrics
         self._seen: tuple[object, ...] = ()
+        self._trying = ""
 
     def review(self, intake: Intake) -> None:
         """Decide by what was taken in so far. Raises EventLogUnavailable; what was announced by then holds."""
@@ -86,6 +87,10 @@ class Reviewer:
         releases = intake.releases
         event = releases.event(version)
         assert event is not None, "a canary has an event"
+        if version != self._trying:
+            self._trying = version
+            share = releases.share(version)
+            log.info("%s is on trial at %.3g of conversations; no round begins until votes decide", version, share)
         evidence = self._weigh(version, releases.stable, event, releases.share(version))
         judgement = judge(evidence, self._rules)
         self._metrics.tried(evidence, judgement.log_capital)
