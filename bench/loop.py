@@ -88,7 +88,8 @@ def main() -> int:
 async def measure(arguments: argparse.Namespace, data: Path) -> int:
     size = SMALL if arguments.size == "small" else FULL
     persona = personas.load(arguments.persona)
-    options = [*size.options, f"--learner-option=seed={arguments.seed}"]
+    # Served at once: what is asked is whether it learns, and a trial would take votes that a round could learn from.
+    options = [*size.options, f"--learner-option=seed={arguments.seed}", "--learner-option=canary-share=0"]
     if arguments.size == "small":
         options.append(f"--model={_tiny_model(data / 'model')}")
         prompts = _tiny_prompts()

@@ -67,10 +67,10 @@ class Deployment:
         adapter = make_tiny_adapter(self.root / f"made-{version}", self.model, seed=seed)
         return self._publish(version, adapter, parent=parent, announce=announce)
 
-    def publish_endless(self, version: str, *, parent: str = "v0") -> str:
+    def publish_endless(self, version: str, *, parent: str = "v0", announce: bool = True) -> str:
         """A version whose replies end at max_tokens only: for tests that need a stream to be still running."""
         adapter = make_endless_adapter(self.root / f"made-{version}", self.model)
-        return self._publish(version, adapter, parent=parent, announce=True)
+        return self._publish(version, adapter, parent=parent, announce=announce)
 
     def _publish(self, version: str, adapter: Path, *, parent: str, announce: bool) -> str:
         _, sha256 = PolicyStore(str(self.root / "versions")).publish(

@@ -1,4 +1,7 @@
-"""How fast simulated users go: patient with a server that is busy, and waiting for a version that learnt from them."""
+"""How fast simulated users go: patient with a server that is busy, and waiting for a version that learnt from them.
+
+Nobody waits while a canary is on trial: it is their votes that decide it.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,8 @@ class Pace:
     """Holds conversations back: `votes_per_version` (0: any number) on one version, then none until a newer one serves.
 
     admit ──▶ allowance left? ── yes ──▶ go
-                  └── no: one worker polls the server, the others queue behind it, until a newer version or the bound
+                  └── no: one worker polls the server, the others queue behind it, until a newer version, a canary
+                      on trial, or the bound
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class Pace:
             return
         async with self._turn:
             if self._newest < 0:
-                self.saw(await self._serving())
+                await self._look()
             if self._admitted[self._newest] >= self._allowance:
                 await self._wait_for_newer(self._newest)
             self._admitted[self._newest] += 1
@@ -90,6 +94,8 @@ class Pace:
         self._newest = max(self._newest, _number(version))
 
     async def _wait_for_newer(self, than: int) -> None:
+        if await self._look():
+            return
         self._note(f"{self._admitted[than]} votes on v{than}: waiting for a newer version")
         deadline = time.monotonic() + self._wait
         while self._newest <= than:
@@ -99,12 +105,17 @@ class Pace:
                 self._note(f"no version newer than v{than} in {self._wait:g} s: going on with it")
                 return
             await asyncio.sleep(_POLL)
-            self.saw(await self._serving())
-        self._note(f"v{self._newest} serves")
+            if await self._look():
+                break
+        self._note(f"v{self._newest} answers")
 
-    async def _serving(self) -> str:
+    async def _look(self) -> bool:
+        """See which version is the newest that answers; whether it is a canary on trial."""
         policies = await self._patience.call(self._client.list_policies)
-        return policies.serving_version
+        on_trial = [policy.version for policy in policies.policies if policy.state == "canary" and policy.share > 0]
+        for version in (policies.serving_version, *on_trial):
+            self.saw(version)
+        return bool(on_trial)
 
 
 def _number(version: str) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from plaudit.releases import CANARY_METRICS
 from plaudit_cli.common import DEFAULT_SERVER, Server, failures
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="policies",
-    help="List, show, promote and roll back policy versions.",
+    help="List, show, watch, try out, promote and roll back policy versions.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,11 +41,13 @@ def show(version: Version, server: Server = DEFAULT_SERVER) -> None:
         ("version", policy.version),
         ("parent", policy.parent or "none"),
         ("reference", policy.reference or "v0"),
-        ("state", policy.state),
+        ("state", policy.state + (f", at {policy.share:.3g} of conversations" if policy.state == "canary" else "")),
         ("since", _when(policy)),
         ("reason", policy.reason or "none given"),
-        *((name, f"{value:g}") for name, value in sorted(policy.metrics.items())),
+        *((name, f"{value:g}") for name, value in sorted(_of_the_gate(policy).items())),
     ]
+    if tally := _tally(policy):
+        lines.append(("votes", tally))
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         print(f"{name:{width}}  {value}")
@@ -71,6 +74,31 @@ def rollback(
     print(f"{policy.version} is {policy.state}; {serving} serves")
 
 
+@app.command()
+def share(
+    version: Version,
+    share: Annotated[float, typer.Argument(help="Of conversations, 0 to below 1; for instance 0.1.")],
+    reason: Reason = "",
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Try a version out on a share of conversations, on all servers; votes decide what becomes of it."""
+    policy = _ask(server, lambda client: client.set_canary_share(version, share, reason))
+    print(f"{policy.version} is {policy.state}, at {policy.share:.3g} of conversations")
+
+
+@app.command()
+def watch(server: Server = DEFAULT_SERVER) -> None:
+    """Where every version stands, and each change as it happens, until Ctrl-C."""
+
+    async def follow(client: AsyncClient) -> None:
+        async for policy in client.watch_policies():
+            at = f" at {policy.share:.3g}" if policy.state == "canary" else ""
+            tally = f" ({found})" if (found := _tally(policy)) else ""
+            print(f"{_when(policy):19}  {policy.version:5} {policy.state}{at}: {policy.reason}{tally}", flush=True)
+
+    _ask(server, follow)
+
+
 def _ask(server: str, question: Callable[[AsyncClient], Awaitable[T]]) -> T:
     from plaudit_client import AsyncClient
 
@@ -87,23 +115,41 @@ def _print_table(answer: Policies) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("version", "state", "parent", "since", "metrics", "reason", box=None, pad_edge=False)
+    table = Table("version", "state", "parent", "since", "metrics", "votes", "reason", box=None, pad_edge=False)
     for policy in answer.policies:
         serves = policy.version == answer.serving_version
-        metrics = ", ".join(f"{name} {value:.3g}" for name, value in sorted(policy.metrics.items()))
+        metrics = ", ".join(f"{name} {value:.3g}" for name, value in sorted(_of_the_gate(policy).items()))
         loaded = " (loaded)" if policy.version in answer.loaded_versions and not serves else ""
         cells = (
             policy.version,
-            policy.state + (" (serves)" if serves else loaded),
+            policy.state
+            + (f" at {policy.share:.3g}" if policy.state == "canary" else "")
+            + (" (serves)" if serves else loaded),
             policy.parent,
             _when(policy),
             metrics,
+            _tally(policy),
             policy.reason,
         )
         table.add_row(*map(escape, cells), style="bold" if serves else None)
     console = Console()
     # A pipe has no width: whoever reads it wants whole lines.
     console.print(table, width=None if console.is_terminal else 10_000, soft_wrap=not console.is_terminal)
+
+
+def _of_the_gate(policy: Policy) -> dict[str, float]:
+    return {name: value for name, value in policy.metrics.items() if not name.startswith(CANARY_METRICS)}
+
+
+def _tally(policy: Policy) -> str:
+    """How the canary was liked beside the stable version, as far as the learner has announced it; empty: not yet."""
+    found = {
+        name.removeprefix(CANARY_METRICS): f for name, f in policy.metrics.items() if name.startswith(CANARY_METRICS)
+    }
+    if not {"approval", "votes", "stable_approval", "stable_votes"} <= found.keys():
+        return ""
+    ours, theirs = (f"{found[p + 'approval']:.2f} of {found[p + 'votes']:.0f}" for p in ("", "stable_"))
+    return f"{ours}, stable {theirs}"
 
 
 def _print_checks(checks: Sequence[GateCheck]) -> None:

@@ -180,6 +180,7 @@ class _Users:
                 max_tokens=simulation.max_tokens,
                 seed=seed,
                 user_id=user,
+                conversation_id=f"sim-{simulation.seed}-{index}",
                 policy_version=simulation.policy_version,
                 unrecorded=unrecorded,
             )

@@ -25,6 +25,8 @@ from plaudit_client import AsyncClient, PlauditError
 
 _HOST = "127.0.0.1"
 _WATCH_SECONDS = 0.5
+_SHARE_OPTION = "--canary-share="
+_CANARY_SHARE = 0.5  # few people chat here: half of them on each side decide a trial soonest
 _OURS = re.compile(r"^\S+Z (INFO|WARNING|ERROR) plaudit-\w+: (.*)$")
 
 console = Console(highlight=False, soft_wrap=True)
@@ -97,6 +99,8 @@ class Home:
         self._model = model
         self._server_options = [f"--{option}" for option in server_options]
         self._learner_options = [f"--{option}" for option in learner_options]
+        if not any(option.startswith(_SHARE_OPTION) for option in self._learner_options):
+            self._learner_options.append(f"{_SHARE_OPTION}{_CANARY_SHARE}")
         self._supervisor = Supervisor(data / "logs", self._show, lambda event: console.print(f"[yellow]{event}"))
 
     async def run(self, kafka: str | None) -> None:
@@ -200,7 +204,7 @@ class Home:
         return [f"server-{index}" for index in range(len(self._ports))]
 
     async def _watch(self) -> None:
-        """Say which version each server serves whenever that changes; once all of them serve, say how to chat."""
+        """Say which versions each server serves whenever that changes; once all of them serve, say how to chat."""
         console.print("starting the engine (vLLM takes about half a minute) …")
         serving: dict[int, str] = {}
         async with AsyncExitStack() as stack:
@@ -211,12 +215,16 @@ class Home:
             while True:
                 for port, client in clients.items():
                     with suppress(PlauditError):
-                        version = (await client.list_policies()).serving_version
-                        if serving.get(port) == version:
+                        policies = await client.list_policies()
+                        answer = policies.serving_version
+                        for policy in policies.policies:
+                            if policy.state == "canary":
+                                answer += f" (and {policy.version} to {policy.share:.3g} of conversations, on trial)"
+                        if serving.get(port) == answer:
                             continue
                         first = port not in serving
-                        serving[port] = version
-                        console.print(f"[bold green]serving  {version} at {_HOST}:{port}")
+                        serving[port] = answer
+                        console.print(f"[bold green]serving  {answer} at {_HOST}:{port}")
                         if first and len(serving) == len(clients):
                             self._say_how()
                 await asyncio.sleep(_WATCH_SECONDS)

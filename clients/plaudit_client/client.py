@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 from uuid import uuid4
@@ -19,6 +19,8 @@ from plaudit.v1.policy_pb2 import (
     ListPoliciesRequest,
     PromotePolicyRequest,
     RollbackPolicyRequest,
+    SetCanaryShareRequest,
+    WatchPoliciesRequest,
 )
 from plaudit.v1.policy_pb2_grpc import PolicyServiceStub
 from plaudit_client.errors import Unavailable, from_rpc
@@ -180,6 +182,30 @@ class AsyncClient:
         request = RollbackPolicyRequest(version=version, reason=reason)
         response = await self._call(lambda: self._policies.RollbackPolicy(request, timeout=self._timeout))
         return Policy.from_proto(response.policy), response.serving_version
+
+    async def set_canary_share(self, version: str, share: float, reason: str = "") -> Policy:
+        """Give `share` (0 to below 1) of conversations `version`, which is compared with the stable one from now on.
+
+        Raises NotFound, FailedPrecondition (it is stable, retired or rejected, or the server cannot load it),
+        InvalidRequest, Unavailable or ServerError.
+        """
+        request = SetCanaryShareRequest(version=version, share=share, reason=reason)
+        response = await self._call(lambda: self._policies.SetCanaryShare(request, timeout=self._timeout))
+        return Policy.from_proto(response.policy)
+
+    async def watch_policies(self) -> AsyncIterator[Policy]:
+        """Every version as it is now, oldest first, then each whenever where it stands changes; without end.
+
+        Raises Unavailable (the server stops) or ServerError.
+        """
+        call = self._policies.WatchPolicies(WatchPoliciesRequest())
+        try:
+            async for response in call:
+                yield Policy.from_proto(response.policy)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, self.address) from None
+        finally:
+            call.cancel()
 
     async def healthy(self) -> bool:
         """Whether the server says that it serves (grpc.health.v1). Raises Unavailable or ServerError."""

@@ -93,11 +93,13 @@ class Policy:
     reason: str
     changed_at: datetime | None
     metrics: dict[str, float]
-    """What was measured of it at the gate."""
+    """What was measured of it: at the gate, and as canary (`canary_…`)."""
     checks: tuple[GateCheck, ...]
     """What the gate looked at, in its order; empty for v0."""
     reference: str
     """What its KL is measured against and learning on it starts from: an instruction-tuned version, or `v0`."""
+    share: float = 0.0
+    """The share of conversations that get it, while it is the canary; else 0."""
 
     @classmethod
     def from_proto(cls, policy: policy_pb2.Policy) -> Policy:
@@ -114,6 +116,7 @@ class Policy:
                 for check in policy.checks
             ),
             reference=policy.reference,
+            share=policy.share,
         )
 
 

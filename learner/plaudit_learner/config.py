@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from plaudit.base_model import PACKAGED
 from plaudit.settings import Settings
@@ -32,6 +32,14 @@ class LearnerSettings(Settings):
     """How far a reward is lowered for what the reward model does not know, in its own standard deviations; 0: not."""
     votes_per_round: int = Field(default=40, ge=4)
     """New votes that start a round: reward model, PPO, gate, publication."""
+    canary_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of conversations that get a version that passed the gate, until votes decide; 0: it is stable at once."""
+    canary_least_votes: int = Field(default=16, ge=2)
+    """Votes on each side, canary and stable, before votes decide anything."""
+    canary_most_votes: int = Field(default=100, ge=2)
+    """Votes on each side after which the trial ends, and the canary is promoted unless there is a sign of harm."""
+    canary_most_replies: int = Field(default=1000, ge=2)
+    """Replies that its share gives the canary after which the trial ends, however few votes there are."""
     window: int = Field(default=4000, ge=16)
     """Replies that are learnt from, the most recent ones."""
     max_new_tokens: int = Field(default=64, ge=4)
@@ -55,6 +63,15 @@ class LearnerSettings(Settings):
     """Of all that is random; a round's own seed follows from it and the round's number."""
     exit_with_parent: bool = False
     """Also stop when standard input ends (for supervisors)."""
+
+    @model_validator(mode="after")
+    def _trial_can_be_decided(self) -> LearnerSettings:
+        if self.canary_most_votes < self.canary_least_votes:
+            raise ValueError(
+                f"canary-most-votes ({self.canary_most_votes}) must not be below canary-least-votes "
+                f"({self.canary_least_votes})"
+            )
+        return self
 
     @field_validator("reward")
     @classmethod

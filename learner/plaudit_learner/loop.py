@@ -1,8 +1,9 @@
-"""The learner's loop: take in → reward model → improve the policy → gate → publish, and again.
+"""The learner's loop: take in → review the canary → reward model → improve the policy → gate → publish, and again.
 
 A round begins when enough new votes stand. What a round has done is told by its policy event, in the event log: a
 learner that is killed anywhere in a round goes on with it when it comes back (`rounds.py`), and one that was killed
-after the event knows that the round is over.
+after the event knows that the round is over. While a canary is on trial no round begins: its parent would be the
+version that the canary is about to replace, and its candidate the second one on trial.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from plaudit.events import EventLog, EventLogUnavailable
 from plaudit.releases import BASE
 from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_learner import rounds
+from plaudit_learner.canary.review import Reviewer, on_trial
 from plaudit_learner.config import LearnerSettings
 from plaudit_learner.experience.intake import Intake
 from plaudit_learner.experience.store import Experience
@@ -62,6 +64,7 @@ class Learner:
         self._reader = Reader(model)  # here, so that what it lacks is said before a round, not after it
         self._features: FeatureCache = {}
         self._features_of = BASE  # the reference that read them
+        self._canaries = Reviewer(settings, event_log, store, metrics)
         self._in_vain = 0  # votes at which the last attempt found nothing to learn
 
     def run(self) -> None:
@@ -74,6 +77,7 @@ class Learner:
                 while True:
                     self._metrics.stage.state("waiting")
                     self._take_in(_POLL_SECONDS)
+                    self._canaries.review(self._intake)
                     if self._due():
                         self._round()
             except (EventLogUnavailable, ArtifactError) as error:
@@ -88,6 +92,8 @@ class Learner:
             self._metrics.tally(self._store.tallies(self._settings.aspect))
 
     def _due(self) -> bool:
+        if on_trial(self._intake.releases):
+            return False
         _, votes_then = self._last_round()
         new = self._store.count_votes(*self._settings.aspects) - max(votes_then, self._in_vain)
         return new >= self._settings.votes_per_round
@@ -142,6 +148,9 @@ class Learner:
         if self._intake.releases.stable != parent:
             log.info("round %d is begun again: %s became stable meanwhile", number, self._intake.releases.stable)
             return
+        if on_trial(self._intake.releases):  # by hand: it goes first
+            log.info("round %d waits: %s is on trial meanwhile", number, self._intake.releases.canary)
+            return
         self._metrics.stage.state("publishing")
         event = self._publisher.publish(
             policy,
@@ -149,6 +158,7 @@ class Learner:
             self._intake.releases,
             parent=parent,
             reference=reference,
+            share=self._settings.canary_share,
             window={"votes": this.votes, "prompts": len(this.train) + len(this.held_out)},
             metrics={
                 **verdict.metrics,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge
@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Enum, Gauge
 from plaudit_learner.experience.store import Tally
 
 if TYPE_CHECKING:
+    from plaudit_learner.canary.evidence import Evidence
     from plaudit_learner.gate.judge import Check
 
 STAGES = ("starting", "waiting", "rewarding", "improving", "gating", "publishing")
@@ -36,6 +37,29 @@ class LearnerMetrics:
             "Thumbs-up ÷ all thumbs that stand on a version's replies.",
             ["policy_version"],
             registry=registry,
+        )
+        self.policy_state = Gauge(
+            "plaudit_policy_state", "1 for where a version stands.", ["policy_version", "state"], registry=registry
+        )
+        self.canary_share = Gauge(
+            "plaudit_canary_share", "Share of conversations that get the canary.", ["policy_version"], registry=registry
+        )
+        self.canary_votes = Gauge(
+            "plaudit_canary_votes", "Votes that count in the canary's trial, by side.", ["side"], registry=registry
+        )
+        self.canary_approval = Gauge(
+            "plaudit_canary_approval_ratio", "Mean of these votes, 0 to 1, by side.", ["side"], registry=registry
+        )
+        self.canary_replies = Gauge(
+            "plaudit_canary_replies", "Replies drawn in the canary's trial, by side.", ["side"], registry=registry
+        )
+        self.canary_harm = Gauge(
+            "plaudit_canary_harm_nats",
+            "Evidence that the canary is liked less: log of the bettors' capital.",
+            registry=registry,
+        )
+        self.canary_decisions = Counter(
+            "plaudit_canary_decisions", "Trials ended by the judge, by decision.", ["decision"], registry=registry
         )
         self.rounds = Counter("plaudit_rounds", "Rounds ended, by outcome.", ["outcome"], registry=registry)
         self.reward_model_auc = Gauge(
@@ -74,6 +98,23 @@ class LearnerMetrics:
             self.gate.labels(check.measure, "reference").set(check.reference)
             self.gate.labels(check.measure, "bound").set(check.bound)
             self.gate_vetoes.labels(check.measure).inc(not check.kept)
+
+    def stands(self, policies: Iterable[tuple[str, str]], canary: str | None, share: float) -> None:
+        """Say where each version stands, and which share of conversations the canary is to get."""
+        self.policy_state.clear()
+        self.canary_share.clear()
+        for version, state in policies:
+            self.policy_state.labels(version, state).set(1)
+        if canary is not None:
+            self.canary_share.labels(canary).set(share)
+
+    def tried(self, evidence: Evidence, harm: float) -> None:
+        """Say what was seen of the canary and, beside it, of the stable version."""
+        for side, arm in (("canary", evidence.canary), ("stable", evidence.stable)):
+            self.canary_votes.labels(side).set(arm.votes)
+            self.canary_approval.labels(side).set(arm.approval)
+            self.canary_replies.labels(side).set(arm.replies)
+        self.canary_harm.set(harm)
 
     def tally(self, tallies: Mapping[str, Tally]) -> None:
         """Say how each version is liked."""

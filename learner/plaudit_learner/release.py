@@ -39,10 +39,12 @@ class Publisher:
         created_by: str = "plaudit-learner",
         reason: str = "passed the gate",
         reference: str | None,
+        share: float = 0.0,
     ) -> PolicyEvent:
-        """Announce the policy as the next version: stable if the verdict says so, rejected with its reasons if not.
+        """Announce the policy as the next version: in service if the verdict says so, rejected with its reasons if not.
 
-        actor: who decides that it is made stable; created_by: which program made it; reason: why it is stable.
+        actor: who decides that it is put in service; created_by: which program made it; reason: why.
+        share: of conversations that get it as the canary; 0: it is stable at once.
         reference: the version that KL was measured against; None if the new version is itself a reference.
         The weights of what was rejected are not stored: nobody can serve them by mistake.
         Raises ArtifactError or EventLogUnavailable; what was announced by then is whole.
@@ -77,7 +79,8 @@ class Publisher:
                 created_by=created_by,
             )
         # One event, so that no kill can leave a version halfway (docs/decisions/0001).
-        self._announce(event, PolicyState.POLICY_STATE_STABLE, reason)
+        event.share = share
+        self._announce(event, PolicyState.POLICY_STATE_CANARY if share else PolicyState.POLICY_STATE_STABLE, reason)
         return event
 
     def _announce(self, event: PolicyEvent, state: PolicyState.ValueType, reason: str) -> None:

@@ -1,17 +1,34 @@
 """Where each policy version stands: a pure fold of the policy events, the same in every program.
 
-             gate refuses                       operator or judge
-    (made) ───────────────▶ REJECTED        ┌──────────────────────▶ ROLLED_BACK
-       │ gate passes                        │                             │
-       ├────────────────────────▶ STABLE ───┤                             │ promoted again by hand
-       ▼                          ▲  ▲      └─ another is promoted ─▶ (RETIRED) ──▶ STABLE
-   CANDIDATE ────▶ CANARY ────────┘  │
-       └─────────────────────────────┘
+             gate refuses
+    (made) ───────────────▶ REJECTED
+       │ gate passes
+       │               ┌─┐ another share
+       ▼               ▼ │           judge, operator
+   CANDIDATE ────────▶ CANARY ───────────────────────────▶ STABLE ◀────┐
+       │                │ ▲                                 ▲ │        │
+       └────────────────┼─┼──────── operator ───────────────┘ │        │ operator
+        judge, operator │ │ operator                          │        │
+                        ▼ │                                   │        │
+                    ROLLED_BACK ◀─────────── operator ────────┘        │
+                        └──────────────────────────────────────────────┘
+
+A version may be made CANARY or STABLE at once. CANARY or STABLE, overtaken by another version: (RETIRED).
 
 One event is one step, so no step is ever half done, and only the last event of a version counts, so compaction loses
-nothing. The stable version is the one whose STABLE event stands last in the log: rolling it back needs no second event,
-the one promoted before it is stable again. RETIRED is what a version is whose STABLE event was overtaken. v0, the base
-model, is stable from before the first event, and cannot be rolled back.
+nothing. Two versions are in service at most, and which they are is derived:
+
+stable   the one whose STABLE event stands last in the log. Rolling it back needs no second event: the one promoted
+         before it is stable again. v0, the base model, is stable from before the first event, cannot be rolled back,
+         and is never a canary.
+canary   the one whose CANARY event stands last, if it stands after the stable version's event. So a promotion is what
+         everybody gets, the canary's conversations too, and a newer canary takes the place of an older one. Rolling
+         back the stable version leaves the canary where it is. Repeating the event with another share is how the share
+         is changed.
+
+RETIRED is what a version is whose STABLE or CANARY event was overtaken; it is never written. (A canary overtaken by a
+version that is then rolled back would be the canary again, as the version promoted before is stable again. The learner
+writes ROLLED_BACK of a canary that it finds overtaken, and then it stays out.)
 """
 
 from __future__ import annotations
@@ -28,6 +45,8 @@ BASE = "v0"
 IMPORTED = "imported"
 """Stands for the version of replies that no version of this deployment sampled: people's judgements of them count, and
 nothing else is learnt from them. It is no version, and never becomes one."""
+CANARY_METRICS = "canary_"
+"""What a canary's metrics begin with in its events; those of the gate do not."""
 _NAME = re.compile(r"v(0|[1-9][0-9]{0,8})")
 
 
@@ -48,7 +67,7 @@ _STEPS: dict[PolicyState.ValueType | None, set[PolicyState.ValueType]] = {
         PolicyState.POLICY_STATE_ROLLED_BACK,
     },
     PolicyState.POLICY_STATE_STABLE: {PolicyState.POLICY_STATE_STABLE, PolicyState.POLICY_STATE_ROLLED_BACK},
-    PolicyState.POLICY_STATE_ROLLED_BACK: {PolicyState.POLICY_STATE_STABLE},
+    PolicyState.POLICY_STATE_ROLLED_BACK: {PolicyState.POLICY_STATE_CANARY, PolicyState.POLICY_STATE_STABLE},
     PolicyState.POLICY_STATE_REJECTED: set(),
 }
 
@@ -91,6 +110,27 @@ class Releases:
         """The version that is stable again if the stable one is rolled back; v0 if there is none before it."""
         return self.promoted()[-2:][0]
 
+    @property
+    def canary(self) -> str | None:
+        """The version that a share of conversations is to get; None if there is none."""
+        last = max(self.canaries(), key=self.offset, default=None)
+        return last if last is not None and self.offset(last) > self.offset(self.stable) else None
+
+    def canaries(self) -> list[str]:
+        """Versions whose last event made them a canary, those included that were overtaken; oldest first."""
+        return [
+            version
+            for version in self.versions()
+            if version != BASE and self._last[version][1].state == PolicyState.POLICY_STATE_CANARY
+        ]
+
+    def share(self, version: str) -> float:
+        """The share of conversations that `version` is to get as the canary, 0 to 1; 0 if it is not the canary."""
+        event = self.event(version)
+        if event is None or version != self.canary or not event.share > 0:  # NaN too
+            return 0.0
+        return min(event.share, 1.0)
+
     def promoted(self) -> list[str]:
         """Versions whose last event promoted them, in the order of the log; v0 before all of them until it has one."""
         promoted = sorted(
@@ -125,7 +165,8 @@ class Releases:
         if event is None and version != BASE:
             return None
         state = event.state if event else PolicyState.POLICY_STATE_STABLE
-        if state == PolicyState.POLICY_STATE_STABLE and version != self.stable:
+        in_service = {PolicyState.POLICY_STATE_STABLE: self.stable, PolicyState.POLICY_STATE_CANARY: self.canary}
+        if version != in_service.get(state, version):
             state = PolicyState.POLICY_STATE_RETIRED
         if event is None:
             return Policy(version=version, state=state, reason="the base model", reference=BASE)
@@ -138,6 +179,7 @@ class Releases:
             metrics=event.metrics,
             checks=event.checks,
             reference=self.reference(version),
+            share=self.share(version),
         )
 
     def refusal(self, version: str, state: PolicyState.ValueType) -> str | None:
@@ -148,7 +190,8 @@ class Releases:
             return "v0 is the base model: there is nothing before it to roll back to; promote another version instead"
         if state in _STEPS[current]:
             return None
-        here = "new" if current is None else _word(current)
+        policy = self.policy(version)
+        here = "new" if policy is None else _word(policy.state)  # retired, too
         return f"{version} is {here}, and what is {here} cannot become {_word(state)}"
 
 

@@ -80,7 +80,10 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         check_identifier("policy_version", request.policy_version, 32)
         sampling = check_sampling(request, self._settings)
         user = self._receipts.pseudonym(request.user_id)
-        with self._admission(), self._router.pin(request.policy_version) as version:
+        response_id = uuid.uuid4().hex
+        # What stays with one side of a canary: the conversation; without its name, the user; without both, nothing.
+        conversation = request.conversation_id or user or response_id
+        with self._admission(), self._router.pin(request.policy_version, conversation) as version:
             # In a thread: a long conversation takes long, and all other streams would stand still.
             prompt = await asyncio.to_thread(self._template.encode, request.messages)
             room = self._settings.max_context - sampling.max_tokens
@@ -88,7 +91,6 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
                 raise invalid(
                     "messages", f"have {len(prompt)} tokens; with max_tokens = {sampling.max_tokens} the most is {room}"
                 )
-            response_id = uuid.uuid4().hex
             # Who does not want a reply to be learnt from has nothing to vote on.
             receipt = "" if request.unrecorded else self._receipts.issue(response_id, version.name, user)
             started = Started(receipt=receipt, policy_version=version.name, response_id=response_id)
@@ -119,7 +121,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
                 # Also when the caller went away: what was sampled until then was sampled.
                 reply.end()
                 if not request.unrecorded:
-                    self._record(reply, request.conversation_id, user)
+                    self._record(reply, request.conversation_id, user, pinned=bool(request.policy_version))
             finished = Finished(
                 finish_reason=reply.finish_reason,
                 prompt_tokens=len(prompt),
@@ -157,7 +159,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), seconds)
 
-    def _record(self, reply: _Reply, conversation_id: str, user: str) -> None:
+    def _record(self, reply: _Reply, conversation_id: str, user: str, *, pinned: bool) -> None:
         if not reply.token_ids:
             return  # nothing was sampled: there is nothing to learn from, and nothing to vote on
         generation = reply.generation
@@ -181,6 +183,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
             sampling=sampling,
             finish_reason=reply.finish_reason,
             started_at=reply.started_at,
+            pinned=pinned,
         )
         interaction.finished_at.GetCurrentTime()
         try:

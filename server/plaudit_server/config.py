@@ -55,7 +55,7 @@ class ServerSettings(Settings):
     max_waiting: int = Field(default=64, ge=0)
     """Requests that may wait for their turn; one more is refused with RESOURCE_EXHAUSTED."""
     max_versions: int = Field(default=4, ge=2)
-    """Adapters kept loaded at once: the stable one, the one before it, and those whose streams still run."""
+    """Adapters kept loaded at once: the stable one, the canary, the one before, and those whose streams still run."""
     max_lora_rank: Literal[8, 16, 32, 64] = 16
     """The largest adapter rank that can be served."""
     kv_cache_bytes: int = Field(default=1 << 30, ge=1 << 20)

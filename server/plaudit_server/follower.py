@@ -1,12 +1,14 @@
 """Follows the policy topic: what is announced is fetched, verified, loaded beside the old version, then served.
 
-    event log ──▶ Releases (fold) ──▶ stable? ──▶ fetch + verify ──▶ engine.load ──▶ router.serving
-                                        │ not the one served            │ refused: say so, serve on what is served
-                                        └───────────────────────────────┘ and try again later
+    event log ──▶ Releases (fold) ─┬▶ stable? ──▶ fetch + verify ──▶ engine.load ──▶ router.serving
+                                   │    │ not the one served            │ refused: say so, serve on what is served
+                                   │    └───────────────────────────────┘ and try again later
+                                   └▶ canary? ──▶ the same ──▶ router.canary, or none: the stable one is served
 
 New requests get the new version only once it is loaded; requests in flight stay with theirs, and a version is unloaded
-after its last stream. The stable version and the one that a roll-back would return to are kept loaded. Where every
-place is taken by versions whose streams still run, a new version waits for the first of them to end.
+after its last stream. The stable version, the canary and the one that a roll-back would return to are kept loaded, in
+this order where there are fewer places. Where every place is taken by versions whose streams still run, a new version
+waits for the first of them to end.
 """
 
 from __future__ import annotations
@@ -115,17 +117,32 @@ class Follower:
                 self._moved.wait_for(lambda: offset_known < self.releases.offset(version) < self._followed), seconds
             )
 
+    async def moved(self) -> None:
+        """Wait until something may have changed: within a second, unless the event log is away."""
+        async with self._moved:
+            await self._moved.wait()
+
+    async def wake(self) -> None:
+        """End every wait of `moved` now."""
+        async with self._moved:
+            self._moved.notify_all()
+
     async def _converge(self) -> None:
-        """One step towards serving the stable version; leaves everything as it is if that cannot be done now."""
+        """One step towards serving what is in service; leaves everything as it is if that cannot be done now."""
         if self.releases.empty:
             return
+        if self._router.canary is not None and self._router.canary.name != self.releases.canary:
+            log.info("%s is no longer the canary", self._router.canary.name)
+            self._router.canary = None  # first: its place may be needed
         for wanted in self._wanted():
             if await self._serve(wanted):
                 break
+        await self._try_canary()
         # Ready for a roll-back, which is to take effect within seconds; without it the next round tries again.
-        if self.releases.previous not in self._router.loaded:
+        kept = self._kept()
+        if self.releases.previous in kept and self.releases.previous not in self._router.loaded:
             await self._load(self.releases.previous)
-        while unused := self._router.unused(keep={self.releases.stable, self.releases.previous}):
+        while unused := self._router.unused(keep=set(kept)):
             await self._unload(unused[0])
 
     def _wanted(self) -> list[str]:
@@ -147,12 +164,27 @@ class Follower:
         log.info("serving %s (was %s); %s loaded", name, before, ", ".join(self._router.loaded))
         return True
 
+    async def _try_canary(self) -> None:
+        """Give a share of conversations the canary; none, if there is none or it cannot be loaded now."""
+        name, router = self.releases.canary, self._router
+        if name is not None and (name in router.loaded or await self._load(name)):
+            share = self.releases.share(name)
+            if router.canary is None or router.share != share:
+                log.info("%s is the canary, at %.3g of conversations", name, share)
+            router.canary, router.share = router.loaded[name], share
+        self._metrics.try_out(router.canary.name if router.canary else None, router.share)
+
+    def _kept(self) -> list[str]:
+        """What is to be loaded, the most important first: no more than there are places."""
+        wanted = dict.fromkeys([self.releases.stable, self.releases.canary or BASE, self.releases.previous])
+        return [name for name in wanted if name != BASE][: self._max_versions]
+
     async def _load(self, name: str) -> bool:
         """Fetch, verify, load; False if that fails or there is no room, and `failures` says why."""
         if time.monotonic() < self._retry_at.get(name, 0.0):
             return False
         try:
-            await self._make_room()
+            await self._make_room(name)
             event = self.releases.event(name)
             path, _ = await asyncio.to_thread(
                 self._store.fetch,
@@ -174,10 +206,12 @@ class Follower:
         self.failures.pop(name, None)
         return True
 
-    async def _make_room(self) -> None:
+    async def _make_room(self, wanted: str) -> None:
         """Unload what no stream uses until one more fits. Raises NoRoom: the next round tries again."""
+        kept = self._kept()
+        ahead = set(kept[: kept.index(wanted)]) if wanted in kept else set()
         while sum(name != BASE for name in self._router.loaded) >= self._max_versions:
-            unused = self._router.unused(keep={self.releases.stable}) or self._router.unused(keep=set())
+            unused = self._router.unused(keep=set(kept)) or self._router.unused(keep=ahead)
             if not unused:
                 raise NoRoom(f"{self._max_versions} versions still have streams; it waits for one of them to end")
             await self._unload(unused[0])

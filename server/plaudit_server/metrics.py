@@ -60,7 +60,13 @@ class ServerMetrics:
             registry=registry,
         )
         self.version_served = Gauge(
-            "plaudit_version_served", "1 for the version that new requests get.", ["policy_version"], registry=registry
+            "plaudit_version_served",
+            "1 for the version that new requests get, but for the canary's share.",
+            ["policy_version"],
+            registry=registry,
+        )
+        self.canary_share = Gauge(
+            "plaudit_canary_share", "Share of conversations that get the canary.", ["policy_version"], registry=registry
         )
         self.version_failures = Counter(
             "plaudit_version_failures", "Attempts to fetch, verify or load a version that failed.", registry=registry
@@ -73,3 +79,9 @@ class ServerMetrics:
         """Say that new requests get `version`, and no other."""
         self.version_served.clear()
         self.version_served.labels(version).set(1)
+
+    def try_out(self, version: str | None, share: float) -> None:
+        """Say which share of conversations gets `version`; None: there is no canary here."""
+        self.canary_share.clear()
+        if version is not None:
+            self.canary_share.labels(version).set(share)

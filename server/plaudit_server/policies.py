@@ -1,4 +1,4 @@
-"""PolicyService: operators look, promote and roll back. A step is one event, which all servers follow."""
+"""PolicyService: operators look, promote, roll back, set a share. A step is one event, which all servers follow."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from plaudit.events import POLICIES, EventLog, EventLogUnavailable, Record
+from plaudit.releases import CANARY_METRICS
 from plaudit.v1 import policy_pb2_grpc
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import (
@@ -21,6 +22,10 @@ from plaudit.v1.policy_pb2 import (
     PromotePolicyResponse,
     RollbackPolicyRequest,
     RollbackPolicyResponse,
+    SetCanaryShareRequest,
+    SetCanaryShareResponse,
+    WatchPoliciesRequest,
+    WatchPoliciesResponse,
 )
 from plaudit_server.follower import Follower
 from plaudit_server.refusal import Refusal, invalid
@@ -37,6 +42,7 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         self._log = event_log
         self._follower = follower
         self._router = router
+        self._stopping = False
 
     async def ListPolicies(
         self, request: ListPoliciesRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -62,11 +68,7 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         """See policy.proto."""
         self._known(request.version)
         await self._step(request.version, PolicyState.POLICY_STATE_STABLE, request.reason)
-        if request.version in self._follower.failures:
-            raise Refusal(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"announced, but this server refuses it: {self._follower.failures[request.version]}",
-            )
+        self._loadable(request.version)
         return PromotePolicyResponse(policy=self._known(request.version))
 
     async def RollbackPolicy(
@@ -83,6 +85,46 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
             )
         return RollbackPolicyResponse(policy=self._known(version), serving_version=self._router.serving.name)
 
+    async def SetCanaryShare(
+        self, request: SetCanaryShareRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> SetCanaryShareResponse:
+        """See policy.proto."""
+        self._known(request.version)
+        if not 0 <= request.share < 1:  # nor NaN
+            raise invalid(
+                "share", f"is {request.share:g}; give 0 to below 1, e.g. 0.1, or promote the version for everybody"
+            )
+        await self._step(request.version, PolicyState.POLICY_STATE_CANARY, request.reason, share=request.share)
+        self._loadable(request.version)
+        return SetCanaryShareResponse(policy=self._known(request.version))
+
+    async def WatchPolicies(  # type: ignore[override]  # a coroutine that writes, as ChatService.StreamChat
+        self, request: WatchPoliciesRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        """See policy.proto."""
+        shown: dict[str, Policy] = {}
+        while not self._stopping:
+            releases = self._follower.releases
+            for version in releases.versions():
+                policy = releases.policy(version)
+                if policy is not None and shown.get(version) != policy:
+                    shown[version] = policy
+                    await context.write(WatchPoliciesResponse(policy=policy))
+            await self._follower.moved()
+        raise Refusal(grpc.StatusCode.UNAVAILABLE, "this server is stopping; please watch another", retry_after=1.0)
+
+    async def stop(self) -> None:
+        """End the watches."""
+        self._stopping = True
+        await self._follower.wake()
+
+    def _loadable(self, version: str) -> None:
+        if version in self._follower.failures:
+            raise Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"announced, but this server refuses it: {self._follower.failures[version]}",
+            )
+
     def _known(self, version: str) -> Policy:
         if not version:
             raise invalid("version", "is missing; give a version, e.g. v1")
@@ -94,20 +136,22 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
             )
         return policy
 
-    async def _step(self, version: str, state: PolicyState.ValueType, reason: str) -> None:
+    async def _step(self, version: str, state: PolicyState.ValueType, reason: str, *, share: float = 0.0) -> None:
         check_identifier("reason", reason, 1024)
         releases = self._follower.releases
         refusal = releases.refusal(version, state)
         if refusal:
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, refusal)
         known = releases.event(version)
-        event = PolicyEvent(version=version, schema_version=1, actor="operator", state=state)
+        event = PolicyEvent(version=version, schema_version=1, actor="operator", state=state, share=share)
         event.reason = reason or "by an operator"
         if known is not None:
             event.parent = known.parent
             event.reference = known.reference
             event.manifest_sha256 = known.manifest_sha256
-            event.metrics.update(known.metrics)
+            # A share set by hand begins a comparison of its own.
+            anew = CANARY_METRICS if state == PolicyState.POLICY_STATE_CANARY else ()
+            event.metrics.update((name, v) for name, v in known.metrics.items() if not name.startswith(anew))
             event.checks.extend(known.checks)
         event.time.GetCurrentTime()
         offset = releases.offset(version)

@@ -1,7 +1,17 @@
-"""Which version a request gets, decided once, at admission (invariant 4)."""
+"""Which version a request gets, decided once, at admission (invariant 4).
+
+    asked for by name ───────────────────────────────▶ that version
+    else   draw(canary, conversation) < share ───────▶ the canary
+           else ─────────────────────────────────────▶ the stable version
+
+The draw is a hash: of one conversation the same on every server and after any restart, and a larger share only adds
+conversations to those that had the canary before. The version's name is in it, so that it is not always the same
+people who try what is new.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,23 +22,33 @@ from plaudit_server.engine import PolicyVersion
 from plaudit_server.refusal import Refusal
 
 
+def draw(version: str, conversation: str) -> float:
+    """Where a conversation falls between 0 and 1 when `version` is the canary; uniform over conversations."""
+    digest = hashlib.sha256(f"{version}\0{conversation}".encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**64
+
+
 class Router:
     """Knows what is loaded, what new requests get, and how many streams each version still has."""
 
     def __init__(self, base: PolicyVersion) -> None:
         self.serving = base
-        """What new requests get."""
+        """What new requests get, unless it is the canary."""
+        self.canary: PolicyVersion | None = None
+        """What a share of conversations gets; None: nothing is on trial, or it cannot be loaded here."""
+        self.share = 0.0
         self.loaded = {base.name: base}
         """What a request can be pinned to, by name."""
         self._streams: Counter[str] = Counter()
 
     @contextmanager
-    def pin(self, requested: str) -> Iterator[PolicyVersion]:
+    def pin(self, requested: str, conversation: str) -> Iterator[PolicyVersion]:
         """The version of one request, held until the request ends; `requested` may be empty.
 
+        conversation: what is to stay with one version, in a word of its own.
         Raises Refusal NOT_FOUND if `requested` is not loaded here.
         """
-        version = self.loaded.get(requested) if requested else self.serving
+        version = self.loaded.get(requested) if requested else self._choose(conversation)
         if version is None:
             raise Refusal(
                 grpc.StatusCode.NOT_FOUND,
@@ -41,13 +61,16 @@ class Router:
         finally:
             self._streams[version.name] -= 1
 
+    def _choose(self, conversation: str) -> PolicyVersion:
+        if self.canary is not None and draw(self.canary.name, conversation) < self.share:
+            return self.canary
+        return self.serving
+
     def unused(self, keep: set[str]) -> list[PolicyVersion]:
-        """Loaded versions with no stream, which are not to be kept and are not the base; they can be unloaded."""
+        """Loaded versions with no stream, neither in service nor to be kept nor the base; they can be unloaded."""
+        in_service = {self.serving.name, self.canary.name if self.canary else ""}
         return [
             version
             for name, version in self.loaded.items()
-            if version.adapter is not None
-            and name not in keep
-            and name != self.serving.name
-            and not self._streams[name]
+            if version.adapter is not None and name not in keep | in_service and not self._streams[name]
         ]

@@ -30,6 +30,7 @@ class Rpc:
         self._listen = listen
         self._health = health.aio.HealthServicer()
         self._chat = chat
+        self._policies = policies
         # A request has at most 256 messages of 64 KiB, but no conversation that fits into a context is near 4 MiB.
         self._server = grpc.aio.server(
             interceptors=[ErrorInterceptor()],
@@ -63,6 +64,7 @@ class Rpc:
         Until they have ended, votes are still taken and health still answers.
         """
         await self._health.enter_graceful_shutdown()
+        await self._policies.stop()
         await self._chat.drain(drain_seconds)
         await self._server.stop(_CLOSE_SECONDS)
 

@@ -65,6 +65,8 @@ class Script(ChatServiceServicer, FeedbackServiceServicer, PolicyServiceServicer
     """The stream ends without `finished`."""
     failures: list[Failure] = field(default_factory=list)
     """Each is answered once, in turn, before anything else."""
+    canary: float = 0.0
+    """The share of v2, which is on trial; 0: there is no v2."""
     votes_per_version: int = 0
     """After so many votes the next version serves; 0: never."""
     chats: list[chat_pb2.StreamChatRequest] = field(default_factory=list)
@@ -138,11 +140,14 @@ class Script(ChatServiceServicer, FeedbackServiceServicer, PolicyServiceServicer
         await self._fail_if_told(context)
         base = policy_pb2.Policy(version="v0", state=policy_pb2.POLICY_STATE_RETIRED)
         newest = self._policy("v1", policy_pb2.POLICY_STATE_STABLE)
+        policies = [base, newest, *([self._canary(self.canary)] if self.canary else [])]
         return policy_pb2.ListPoliciesResponse(
-            policies=[base, newest], serving_version=self.version, loaded_versions=["v0", "v1"]
+            policies=policies, serving_version=self.version, loaded_versions=["v0", "v1"]
         )
 
     async def GetPolicy(self, request: policy_pb2.GetPolicyRequest, context: Context) -> policy_pb2.GetPolicyResponse:
+        if request.version == "v2" and self.canary:
+            return policy_pb2.GetPolicyResponse(policy=self._canary(self.canary))
         if request.version != "v1":
             await fail(context, Failure(grpc.StatusCode.NOT_FOUND, f"there is no version {request.version}"))
         return policy_pb2.GetPolicyResponse(policy=self._policy("v1", policy_pb2.POLICY_STATE_STABLE))
@@ -162,6 +167,29 @@ class Script(ChatServiceServicer, FeedbackServiceServicer, PolicyServiceServicer
         self.reasons.append(request.reason)
         policy = self._policy(request.version or "v1", policy_pb2.POLICY_STATE_ROLLED_BACK)
         return policy_pb2.RollbackPolicyResponse(policy=policy, serving_version="v0")
+
+    def _canary(self, share: float) -> policy_pb2.Policy:
+        policy = self._policy("v2", policy_pb2.POLICY_STATE_CANARY)
+        policy.share = share
+        tally = {"approval": 0.5, "votes": 32, "stable_approval": 0.25, "stable_votes": 300}
+        policy.metrics.update({f"canary_{name}": float(figure) for name, figure in tally.items()})
+        return policy
+
+    async def SetCanaryShare(
+        self, request: policy_pb2.SetCanaryShareRequest, context: Context
+    ) -> policy_pb2.SetCanaryShareResponse:
+        self.reasons.append(request.reason)
+        if not 0 <= request.share < 1:
+            violation = ("share", "give 0 to below 1")
+            await fail(context, Failure(grpc.StatusCode.INVALID_ARGUMENT, "share: give 0 to below 1", (violation,)))
+        return policy_pb2.SetCanaryShareResponse(policy=self._canary(request.share))
+
+    async def WatchPolicies(
+        self, request: policy_pb2.WatchPoliciesRequest, context: Context
+    ) -> AsyncIterator[policy_pb2.WatchPoliciesResponse]:
+        yield policy_pb2.WatchPoliciesResponse(policy=self._policy("v1", policy_pb2.POLICY_STATE_STABLE))
+        yield policy_pb2.WatchPoliciesResponse(policy=self._canary(0.1))
+        await fail(context, Failure(grpc.StatusCode.UNAVAILABLE, "this server is stopping"))
 
 
 @asynccontextmanager

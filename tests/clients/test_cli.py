@@ -235,7 +235,7 @@ async def test_policies(run: Run, script: Script) -> None:
     listed = await run("policies", "list")
     assert listed.code == 0
     head, base, newest = listed.out.splitlines()
-    assert head.split() == ["version", "state", "parent", "since", "metrics", "reason"]
+    assert head.split() == ["version", "state", "parent", "since", "metrics", "votes", "reason"]
     assert "v0" in base
     assert "retired (serves)" in base
     assert "stable (loaded)" in newest
@@ -254,6 +254,28 @@ async def test_policies(run: Run, script: Script) -> None:
     assert script.reasons == ["good", ""]
     missing = await run("policies", "show", "v9")
     assert (missing.code, missing.err) == (1, "plaudit: there is no version v9\n")
+
+
+async def test_a_canary(run: Run, script: Script) -> None:
+    shared = await run("policies", "share", "v2", "0.1", "--reason", "try it")
+    assert (shared.code, shared.out) == (0, "v2 is canary, at 0.1 of conversations\n")
+    assert script.reasons == ["try it"]
+    wrong = await run("policies", "share", "v2", "1.5")
+    assert (wrong.code, wrong.err) == (1, "plaudit: share: give 0 to below 1\n")
+    watched = await run("policies", "watch")
+    first, second = watched.out.splitlines()
+    assert first.endswith("v1    stable: because [it] could")
+    assert second.endswith("v2    canary at 0.1: because [it] could (0.50 of 32, stable 0.25 of 300)")
+    assert (watched.code, watched.err) == (1, "plaudit: this server is stopping\n")
+    script.canary = 0.25
+    *_, listed = (await run("policies", "list")).out.splitlines()
+    assert "canary at 0.25" in listed
+    assert "kl 0.5" in listed
+    assert "0.50 of 32, stable 0.25 of 300" in listed
+    assert "canary_" not in listed
+    shown = (await run("policies", "show", "v2")).out
+    assert "state      canary, at 0.25 of conversations\n" in shown
+    assert "votes      0.50 of 32, stable 0.25 of 300\n" in shown
 
 
 async def test_simulate(run: Run, script: Script, tmp_path: Path) -> None:

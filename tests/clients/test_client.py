@@ -305,6 +305,16 @@ async def test_policies(client: AsyncClient, script: Script) -> None:
     assert (await client.get_policy("v1")).version == "v1"
     with pytest.raises(NotFound, match="no version v9"):
         await client.get_policy("v9")
+    canary = await client.set_canary_share("v2", 0.1, "try it")
+    assert (canary.version, canary.state, canary.share) == ("v2", "canary", 0.1)
+    with pytest.raises(InvalidRequest, match="0 to below 1"):
+        await client.set_canary_share("v2", 1.0)
+    watching = client.watch_policies()
+    seen = [await anext(watching), await anext(watching)]
+    assert [(policy.version, policy.share) for policy in seen] == [("v1", 0.0), ("v2", 0.1)]
+    with pytest.raises(Unavailable, match="stopping"):
+        await anext(watching)
+    script.reasons.clear()
     await client.promote_policy("v1", "good")
     with pytest.raises(FailedPrecondition):
         await client.promote_policy("v2")

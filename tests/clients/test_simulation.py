@@ -89,7 +89,7 @@ async def test_it_waits_for_what_was_learnt(
         f"v{number}": 10 for number in range(4)
     }
     assert summary.vain_waits == 0
-    assert notes[:2] == ["10 votes on v0: waiting for a newer version", "v1 serves"]
+    assert notes[:2] == ["10 votes on v0: waiting for a newer version", "v1 answers"]
 
 
 async def test_it_does_not_wait_for_ever(client: AsyncClient, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +98,15 @@ async def test_it_does_not_wait_for_ever(client: AsyncClient, script: Script, mo
     summary = await run(client, Everything(), PROMPTS, simulation)
     assert summary.versions["v0"].votes == 10
     assert summary.vain_waits == 2
+
+
+async def test_nobody_waits_while_a_canary_is_on_trial(client: AsyncClient, script: Script) -> None:
+    script.canary = 0.5
+    notes: list[str] = []
+    simulation = Simulation(10, votes_per_version=2, wait=60)
+    summary = await run(client, Everything(), PROMPTS, simulation, note=notes.append)
+    assert (summary.votes, summary.vain_waits, notes) == (10, 0, [])
+    assert len({request.conversation_id for request in script.chats}) == 10, "each is drawn for itself"
 
 
 async def test_a_pinned_version_waits_for_nothing(client: AsyncClient, script: Script) -> None:

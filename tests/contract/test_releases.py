@@ -27,6 +27,13 @@ def fold(*steps: Step) -> Releases:
     return releases
 
 
+def canary(*steps: tuple[str, PolicyState.ValueType, float]) -> Releases:
+    releases = Releases()
+    for offset, (version, state, share) in enumerate(steps):
+        releases.apply(PolicyEvent(version=version, state=state, share=share), offset)
+    return releases
+
+
 def state(releases: Releases, version: str) -> PolicyState.ValueType:
     policy = releases.policy(version)
     assert policy is not None
@@ -70,6 +77,43 @@ def test_an_older_version_can_be_promoted_again_the_base_model_too() -> None:
     assert state(releases, "v1") == RETIRED
 
 
+def test_a_canary_serves_its_share_until_its_own_next_step() -> None:
+    releases = canary(("v1", STABLE, 0), ("v2", CANARY, 0.1))
+    assert (releases.stable, releases.canary, releases.share("v2")) == ("v1", "v2", 0.1)
+    policy = releases.policy("v2")
+    assert policy is not None
+    assert (policy.state, policy.share) == (CANARY, 0.1)
+    releases = canary(("v1", STABLE, 0), ("v2", CANARY, 0.1), ("v2", CANARY, 0.4))
+    assert releases.share("v2") == 0.4, "a share is changed by one event"
+    for step, stable in ((STABLE, "v2"), (ROLLED_BACK, "v1")):
+        ended = canary(("v1", STABLE, 0), ("v2", CANARY, 0.1), ("v2", step, 0.1))
+        assert (ended.stable, ended.canary, ended.share("v2")) == (stable, None, 0.0)
+
+
+def test_of_several_canaries_the_last_one_counts() -> None:
+    releases = canary(("v1", CANARY, 0.1), ("v2", CANARY, 0.2))
+    assert (releases.canary, releases.share("v1"), releases.share("v2")) == ("v2", 0.0, 0.2)
+    assert (state(releases, "v1"), state(releases, "v2")) == (RETIRED, CANARY)
+    assert releases.canaries() == ["v1", "v2"]
+
+
+def test_a_promotion_is_what_everybody_gets_and_a_roll_back_leaves_the_canary() -> None:
+    releases = fold(("v1", STABLE), ("v2", STABLE), ("v3", CANARY), ("v1", STABLE))
+    assert (releases.stable, releases.canary, state(releases, "v3")) == ("v1", None, RETIRED)
+    releases = fold(("v1", STABLE), ("v2", STABLE), ("v3", CANARY), ("v2", ROLLED_BACK))
+    assert (releases.stable, releases.canary) == ("v1", "v3")
+
+
+@pytest.mark.parametrize(("share", "served"), [(float("nan"), 0.0), (-1.0, 0.0), (7.0, 1.0), (0.25, 0.25)])
+def test_a_share_out_of_range_is_none_or_all(share: float, served: float) -> None:
+    assert canary(("v1", CANARY, share)).share("v1") == served
+
+
+def test_the_base_model_is_never_a_canary() -> None:
+    releases = fold(("v0", CANARY))
+    assert (releases.stable, releases.canary) == ("v0", None)
+
+
 @pytest.mark.parametrize(
     ("version", "step", "words"),
     [
@@ -81,10 +125,20 @@ def test_an_older_version_can_be_promoted_again_the_base_model_too() -> None:
         ("v4", STABLE, "v4 is new, and what is new cannot become stable"),
         ("v0", ROLLED_BACK, "nothing before it"),
         ("v0", STABLE, None),
+        ("v0", CANARY, "v0 is retired, and what is retired cannot become canary"),
+        ("v1", CANARY, "v1 is rejected, and"),
+        ("v2", CANARY, None),
+        ("v3", CANARY, None),
+        ("v5", CANARY, "v5 is stable, and what is stable cannot become canary"),
+        ("v6", CANARY, None),
+        ("v6", STABLE, None),
+        ("v6", ROLLED_BACK, None),
     ],
 )
 def test_what_cannot_follow_is_refused_in_words(version: str, step: PolicyState.ValueType, words: str | None) -> None:
-    releases = fold(("v1", REJECTED), ("v2", CANDIDATE), ("v3", STABLE), ("v3", ROLLED_BACK))
+    releases = fold(
+        ("v1", REJECTED), ("v2", CANDIDATE), ("v3", STABLE), ("v3", ROLLED_BACK), ("v5", STABLE), ("v6", CANARY)
+    )
     refusal = releases.refusal(version, step)
     assert refusal is None if words is None else words in str(refusal)
 
@@ -107,7 +161,23 @@ def test_compaction_changes_nothing(steps: list[Step]) -> None:
         if all(later != version for later, _ in steps[offset + 1 :]):
             compacted.apply(PolicyEvent(version=version, state=step), offset)
     assert whole == compacted
-    assert whole.stable == compacted.stable
+    assert (whole.stable, whole.canary) == (compacted.stable, compacted.canary)
+    assert [whole.policy(version) for version in whole.versions()] == [
+        compacted.policy(version) for version in compacted.versions()
+    ]
+
+
+@given(STEPS)
+def test_at_most_two_versions_are_in_service_and_they_are_two(steps: list[Step]) -> None:
+    releases = fold(*steps)
+    canaries = [version for version in releases.versions() if state(releases, version) == CANARY]
+    assert canaries == ([releases.canary] if releases.canary else [])
+    assert releases.canary not in (releases.stable, "v0")
+    if releases.canary and steps:
+        promoted = Releases()
+        promoted._last = dict(releases._last)
+        promoted.apply(PolicyEvent(version="v0", state=STABLE), len(steps))
+        assert promoted.canary is None, "whoever is promoted is what everybody gets"
 
 
 @given(STEPS)

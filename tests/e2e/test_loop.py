@@ -27,6 +27,7 @@ OPTIONS = (
     "--learner-option=votes-per-round=150",
     "--learner-option=iterations=7",
     f"--learner-option=kl-budget={KL_BUDGET}",
+    "--learner-option=canary-share=0",  # served at once; a canary's trial is a test of its own
 )
 
 BRIEF = personas.load("brief")

@@ -143,7 +143,7 @@ def test_a_published_version_names_its_reference(policy: Policy, tmp_path: Path,
 def test_rounds_go_on_from_the_tuned_version_until_it_is_rolled_back(
     tmp_path: Path, tiny_model: Path, tuned: Path
 ) -> None:
-    home = Rounds(tmp_path / "home", tiny_model, **OPTIONS)
+    home = Rounds(tmp_path / "home", tiny_model, **OPTIONS, canary_share="0")
     store = PolicyStore(str(tmp_path / "home" / "v"))
     _, sha256 = store.publish(
         "v1", tuned, parent="v0", reference="v1", base_model_sha256="0" * 64, window={}, metrics={}, created_by="test"

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from plaudit.events import DEAD_LETTERS, FEEDBACK, INTERACTIONS, POLICIES, Entry, EventLog, Record, from_beginning
 from plaudit.releases import IMPORTED, Releases
-from plaudit.v1.events_pb2 import DeadLetter, Feedback, Interaction
+from plaudit.v1.events_pb2 import DeadLetter, Feedback, Interaction, PolicyEvent
 from plaudit.v1.feedback_pb2 import Thumb
 from plaudit_learner.experience.store import Experience
 
@@ -45,12 +45,12 @@ class Intake:
         A broker that keeps its log in memory forgets it when it restarts; the versions are still in the policy store.
         Raises EventLogUnavailable.
         """
-        self._read_policies()
+        self.read_policies()
         remembered = self._store.policies()
         if self._new_log and remembered and self.releases.versions() == ["v0"]:
             log.warning("a new event log: announcing %d versions again", len(remembered))
             self._log.append([Record(POLICIES, event.version, event.SerializeToString()) for event in remembered])
-            self._read_policies()
+            self.read_policies()
 
     def drain(self, timeout: float) -> int:
         """Take in all that is there, waiting up to `timeout` seconds for the first record; returns how many records.
@@ -72,7 +72,7 @@ class Intake:
                     self._log.append(poison)
                 self._store.set_positions(self._identity, self._positions)
             taken += len(entries)
-        self._read_policies()
+        self.read_policies()
         return taken
 
     def lag(self) -> int:
@@ -85,7 +85,9 @@ class Intake:
         else:
             self._store.add_feedback(_feedback(entry.value))
 
-    def _read_policies(self) -> None:
+    def read_policies(self) -> list[PolicyEvent]:
+        """Fold what was announced since; returns it. Raises EventLogUnavailable."""
+        heard = []
         while entries := self._log.read(self._policies, limit=_BATCH):
             for entry in entries:
                 self._policies[entry.topic, entry.partition] = entry.offset + 1
@@ -95,6 +97,8 @@ class Intake:
                     log.error("policy event at offset %d passed over: %s", entry.offset, error)
                     continue
                 self._store.keep_policy(event, entry.offset)
+                heard.append(event)
+        return heard
 
 
 def _interaction(value: bytes) -> Interaction:

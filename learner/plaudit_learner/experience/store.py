@@ -41,7 +41,9 @@ CREATE TABLE IF NOT EXISTS interactions (
     temperature    REAL NOT NULL,
     max_tokens     INTEGER NOT NULL,
     finish_reason  INTEGER NOT NULL,
-    at             INTEGER NOT NULL
+    at             INTEGER NOT NULL,
+    finished_at    INTEGER NOT NULL DEFAULT 0,
+    pinned         INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX IF NOT EXISTS interactions_at ON interactions (at);
 CREATE TABLE IF NOT EXISTS statements (
@@ -72,6 +74,9 @@ CREATE VIEW IF NOT EXISTS standing AS
 """
 
 
+_LATER_COLUMNS = {"interactions": ("finished_at INTEGER NOT NULL DEFAULT 0", "pinned INTEGER NOT NULL DEFAULT 0")}
+"""Columns that stores of earlier releases lack; of what those kept, 0 says that it is not known."""
+
 _RATED = 10  # a rating's value is this much above its points, so that it is no thumb
 
 
@@ -87,6 +92,32 @@ class Tally:
     down: int
 
 
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """One reply that the router drew a version for: nobody asked for that version by name."""
+
+    response_id: str
+    at: int
+    """When its request was admitted; Unix time in microseconds."""
+    seconds: float
+    """From then to its last token; 0: not known."""
+    tokens: int
+    failed: bool
+    """Whether the engine failed in the middle of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ballot:
+    """One vote that stands on such a reply."""
+
+    response_id: str
+    user: str
+    score: float
+    """0 or 1; of a rating of 1 to 5: 0, 1/4, … 1."""
+    at: int
+    """When it was cast; Unix time in microseconds."""
+
+
 class Experience:
     """The store. One writer; every method raises sqlite3.Error if the file cannot be used."""
 
@@ -96,6 +127,14 @@ class Experience:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.executescript(_SCHEMA)
+        self._add_later_columns()
+
+    def _add_later_columns(self) -> None:
+        for table, columns in _LATER_COLUMNS.items():
+            there = {name for _, name, *_ in self._db.execute(f"PRAGMA table_info({table})")}
+            for column in columns:
+                if column.split()[0] not in there:
+                    self._db.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
 
     def belongs_to(self, base_model_sha256: str) -> None:
         """Say which base model the token ids are of. Raises OtherBaseModel if they are of another."""
@@ -122,11 +161,16 @@ class Experience:
             raise
         self._db.execute("COMMIT")
 
+    @property
+    def changes(self) -> int:
+        """Grows with every change, within one process."""
+        return self._db.total_changes
+
     def add_interaction(self, record: Interaction) -> None:
         """Keep a reply; one that is there already changes nothing. Its lengths were checked by intake."""
         prompt = array.array("I", record.prompt_token_ids).tobytes()
         self._db.execute(
-            "INSERT INTO interactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO interactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (
                 record.response_id,
                 record.policy_version,
@@ -139,6 +183,8 @@ class Experience:
                 record.sampling.max_tokens,
                 record.finish_reason,
                 record.started_at.ToMicroseconds(),
+                record.finished_at.ToMicroseconds(),
+                record.pinned,
             ),
         )
 
@@ -239,6 +285,31 @@ class Experience:
             (aspect, IMPORTED),
         )
         return {version: Tally(up, down) for version, up, down in rows}
+
+    def exposures(self, version: str, since: int, most: int) -> list[Exposure]:
+        """The first `most` replies of a version that the router drew, begun at `since` (Unix µs) or later, in order."""
+        rows = self._db.execute(
+            "SELECT response_id, at, finished_at, length(reply) / 4, finish_reason FROM interactions"
+            " WHERE policy_version = ? AND NOT pinned AND at >= ? ORDER BY at, response_id LIMIT ?",
+            (version, since, most),
+        )
+        return [
+            Exposure(name, at, (end - at) / 1e6 if end else 0.0, tokens, reason == FinishReason.FINISH_REASON_ERROR)
+            for name, at, end, tokens, reason in rows
+        ]
+
+    def ballots(self, aspect: str, versions: Sequence[str], since: int) -> list[Ballot]:
+        """The thumbs and ratings that stand on replies of these versions begun at `since` (Unix µs) or later."""
+        rows = self._db.execute(
+            "SELECT s.response_id, s.user, s.value, s.at FROM standing AS s JOIN interactions AS i USING (response_id)"
+            " WHERE s.slot = 'vote' AND s.aspect = ? AND i.at >= ? AND NOT i.pinned"
+            " AND i.policy_version IN (SELECT value FROM json_each(?)) ORDER BY s.at, s.response_id, s.user",
+            (aspect, since, json.dumps(versions)),
+        )
+        return [
+            Ballot(name, user, (value - _RATED - 1) / 4 if value > _RATED else float(value == 1), at)
+            for name, user, value, at in rows
+        ]
 
     def prompts(self, window: int) -> dict[str, tuple[int, ...]]:
         """The distinct prompts of the last `window` replies, by their key, the most recent first; none imported."""

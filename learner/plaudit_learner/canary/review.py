@@ -1,0 +1,165 @@
+"""Watches the canary's votes come in, and announces what becomes of it: one event, then it has become so.
+
+    votes ──▶ weigh ──▶ judge ─┬─ go on ─────▶ (now and then) CANARY again, with its tally
+                               ├─ promote ───▶ STABLE
+                               └─ roll back ─▶ ROLLED_BACK
+
+Nothing is kept here: what was decided follows from the event log and the experience store, so a learner that is killed
+between a decision and its event decides the same again. What an operator says always holds: whoever finds that his
+word was overtaken by a decision made before it was heard says it again for him.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from plaudit.events import POLICIES, EventLog, Record
+from plaudit.releases import CANARY_METRICS, Releases
+from plaudit.v1.events_pb2 import PolicyEvent
+from plaudit.v1.policy_pb2 import PolicyState
+from plaudit_learner.canary.evidence import Evidence, weigh
+from plaudit_learner.canary.judge import Decision, Rules, judge
+from plaudit_learner.config import LearnerSettings
+from plaudit_learner.experience.intake import Intake
+from plaudit_learner.experience.store import Experience
+from plaudit_learner.metrics import LearnerMetrics
+
+log = logging.getLogger(__name__)
+
+_STATES = {
+    Decision.PROMOTE: PolicyState.POLICY_STATE_STABLE,
+    Decision.ROLL_BACK: PolicyState.POLICY_STATE_ROLLED_BACK,
+}
+
+
+def on_trial(releases: Releases) -> bool:
+    """Whether votes are to decide about a canary. At a share of 0 it waits for an operator, and nobody waits for it."""
+    return releases.canary is not None and releases.share(releases.canary) > 0
+
+
+class Reviewer:
+    """Part of the one active learner."""
+
+    def __init__(
+        self, settings: LearnerSettings, event_log: EventLog, store: Experience, metrics: LearnerMetrics
+    ) -> None:
+        self._aspect = settings.aspect
+        self._rules = Rules(
+            least_votes=settings.canary_least_votes,
+            most_votes=settings.canary_most_votes,
+            most_replies=settings.canary_most_replies,
+        )
+        self._log = event_log
+        self._store = store
+        self._metrics = metrics
+        self._seen: tuple[object, ...] = ()
+        self._trying = ""
+
+    def review(self, intake: Intake) -> None:
+        """Decide by what was taken in so far. Raises EventLogUnavailable; what was announced by then holds."""
+        releases = intake.releases
+        # Nothing new since the last look: nothing new to say. In a process that starts, everything is new.
+        seen = (self._store.changes, releases.stable, releases.canary, *map(releases.offset, releases.versions()))
+        if seen == self._seen:
+            return
+        self._withdraw_overtaken(intake)
+        policies = [policy for policy in map(releases.policy, releases.versions()) if policy is not None]
+        self._metrics.stands(
+            ((policy.version, _word(policy.state)) for policy in policies),
+            releases.canary,
+            releases.share(releases.canary) if releases.canary else 0.0,
+        )
+        if releases.canary is not None and on_trial(releases):
+            self._try(releases.canary, intake)
+        self._seen = seen
+
+    def _withdraw_overtaken(self, intake: Intake) -> None:
+        for version in intake.releases.canaries():
+            event = intake.releases.event(version)
+            if version != intake.releases.canary and event is not None:
+                later = intake.releases.canary or intake.releases.stable
+                self._announce(
+                    event, PolicyState.POLICY_STATE_ROLLED_BACK, f"{later} took its place before it was judged", intake
+                )
+
+    def _try(self, version: str, intake: Intake) -> None:
+        releases = intake.releases
+        event = releases.event(version)
+        assert event is not None, "a canary has an event"
+        if version != self._trying:
+            self._trying = version
+            share = releases.share(version)
+            log.info("%s is on trial at %.3g of conversations; no round begins until votes decide", version, share)
+        evidence = self._weigh(version, releases.stable, event, releases.share(version))
+        judgement = judge(evidence, self._rules)
+        self._metrics.tried(evidence, judgement.log_capital)
+        event = PolicyEvent.FromString(event.SerializeToString())
+        for name, figure in _tally(evidence).items():
+            event.metrics[CANARY_METRICS + name] = figure
+        state = _STATES.get(judgement.decision)
+        if state is None:
+            self._tell(event, releases, intake)
+            return
+        log.info("canary %s: %s, %s", version, judgement.decision, judgement.reason)
+        self._announce(event, state, judgement.reason, intake)
+        self._metrics.canary_decisions.labels(judgement.decision.value).inc()
+
+    def _weigh(self, version: str, stable: str, event: PolicyEvent, share: float) -> Evidence:
+        """All that was drawn since its CANARY event: with another share the comparison is another, and begins anew."""
+        since = event.time.ToMicroseconds()
+        # Beyond it the trial has ended long ago, whatever else there is.
+        most = 2 * math.ceil(self._rules.most_replies / share)
+        return weigh(
+            self._store.exposures(version, since, most),
+            self._store.exposures(stable, since, most),
+            self._store.ballots(self._aspect, (version, stable), since),
+            share,
+            most_votes=self._rules.most_votes,
+        )
+
+    def _tell(self, event: PolicyEvent, releases: Releases, intake: Intake) -> None:
+        """Let people see how the trial goes, whenever twice as many votes have come in. It stands where it stood."""
+        before = releases.event(event.version)
+        told = before.metrics.get(CANARY_METRICS + "votes", 0.0) if before is not None else 0.0
+        if event.metrics[CANARY_METRICS + "votes"] >= max(self._rules.least_votes, 2 * told):
+            self._append(event, intake)
+            log.info(
+                "canary %s: approval %.2f of %.0f votes, stable %.2f of %.0f",
+                event.version,
+                *(event.metrics[CANARY_METRICS + n] for n in ("approval", "votes", "stable_approval", "stable_votes")),
+            )
+
+    def _announce(self, event: PolicyEvent, state: PolicyState.ValueType, reason: str, intake: Intake) -> None:
+        after = PolicyEvent.FromString(event.SerializeToString())
+        after.state, after.reason, after.actor, after.share = state, reason, "learner", 0.0
+        after.time.GetCurrentTime()
+        self._append(after, intake)
+
+    def _append(self, event: PolicyEvent, intake: Intake) -> None:
+        self._log.append([Record(POLICIES, event.version, event.SerializeToString())])
+        heard = [other for other in intake.read_policies() if other.version == event.version]
+        overtaken = heard[: heard.index(event)] if event in heard else heard
+        by_hand = [other for other in overtaken if other.actor == "operator"]
+        if by_hand:
+            log.warning("%s: what an operator said meanwhile holds: %s", event.version, by_hand[-1].reason)
+            self._log.append([Record(POLICIES, event.version, by_hand[-1].SerializeToString())])
+            intake.read_policies()
+
+
+def _tally(evidence: Evidence) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for side, arm in (("", evidence.canary), ("stable_", evidence.stable)):
+        figures |= {
+            f"{side}votes": arm.votes,
+            f"{side}approval": arm.approval,
+            f"{side}replies": arm.replies,
+            f"{side}voted": arm.voted,
+            f"{side}errors": arm.errors,
+            f"{side}seconds": arm.seconds,
+        }
+    return figures
+
+
+def _word(state: PolicyState.ValueType) -> str:
+    return PolicyState.Name(state).removeprefix("POLICY_STATE_").lower()

@@ -1,0 +1,280 @@
+"""A canary's trial through the real event log and store: votes come in, one event says what became of it."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from plaudit.artifacts import PolicyStore
+from plaudit.events import FEEDBACK, INTERACTIONS, POLICIES, EventLog, Record, from_beginning, open_log
+from plaudit.releases import Releases
+from plaudit.v1.events_pb2 import PolicyEvent
+from plaudit.v1.policy_pb2 import PolicyState
+from plaudit_learner.canary.review import Reviewer, on_trial
+from plaudit_learner.config import LearnerSettings
+from plaudit_learner.experience.intake import Intake
+from plaudit_learner.experience.store import Experience
+from plaudit_learner.gate.judge import Verdict
+from plaudit_learner.metrics import LearnerMetrics
+from plaudit_learner.policy import Policy
+from plaudit_learner.release import Publisher
+from tests.learner.test_experience import DOWN, UP, at, feedback, interaction
+from tests.learner.test_reward_rounds import Rounds, vote
+
+CANARY, STABLE = PolicyState.POLICY_STATE_CANARY, PolicyState.POLICY_STATE_STABLE
+ROLLED_BACK, CANDIDATE = PolicyState.POLICY_STATE_ROLLED_BACK, PolicyState.POLICY_STATE_CANDIDATE
+BEGAN = 1_000_000_000
+
+
+class Home:
+    """A learner's surroundings, and its reviewer, which may be begun anew as after a kill."""
+
+    def __init__(self, path: Path) -> None:
+        self.url = f"sqlite:{path / 'events.sqlite'}"
+        self.settings = LearnerSettings(event_log=self.url, policy_store=str(path / "v"), state_dir=path)
+        self.log = open_log(self.url)
+        self.store = Experience(path / "experience.sqlite")
+        self.said = 0
+        self.begin()
+
+    def begin(self, log: EventLog | None = None) -> None:
+        self.metrics = LearnerMetrics(CollectorRegistry())
+        self.intake = Intake(self.log, self.store)
+        self.intake.start()
+        self.reviewer = Reviewer(self.settings, log or self.log, self.store, self.metrics)
+
+    def announce(self, version: str, state: PolicyState.ValueType, share: float = 0.0, actor: str = "learner") -> None:
+        event = PolicyEvent(schema_version=1, version=version, state=state, share=share, actor=actor, reason="said so")
+        event.time.FromMicroseconds(BEGAN + self.said)
+        event.metrics["round"] = 1.0
+        self.log.append([Record(POLICIES, version, event.SerializeToString())])
+
+    def vote(self, version: str, liked: float, count: int, *, pinned: bool = False) -> None:
+        """So many replies of a version, each by another user, who likes it with this probability."""
+        records = []
+        for _ in range(count):
+            self.said += 1
+            reply = interaction(f"r{self.said}", version=version, time=BEGAN + self.said)
+            reply.finished_at.CopyFrom(at(BEGAN + self.said + 1000))
+            reply.pinned = pinned
+            up = random.Random(self.said).random() < liked
+            vote = feedback(f"r{self.said}", key="k", time=BEGAN + self.said, thumb=UP if up else DOWN)
+            records += [
+                Record(INTERACTIONS, reply.response_id, reply.SerializeToString()),
+                Record(FEEDBACK, reply.response_id, vote.SerializeToString()),
+            ]
+        self.log.append(records)
+
+    def both(self, ours: float, theirs: float, count: int) -> None:
+        for _ in range(count):
+            self.vote("v1", theirs, 1)
+            self.vote("v2", ours, 1)
+
+    def review(self) -> Releases:
+        self.intake.drain(0.0)
+        self.reviewer.review(self.intake)
+        self.intake.read_policies()
+        return self.intake.releases
+
+    def events(self, version: str = "v2") -> list[PolicyEvent]:
+        entries = self.log.read(from_beginning(self.log, POLICIES))
+        return [PolicyEvent.FromString(entry.value) for entry in entries if entry.key == version]
+
+    def close(self) -> None:
+        self.store.close()
+        self.log.close()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    home = Home(tmp_path)
+    home.announce("v1", STABLE)
+    home.announce("v2", CANARY, 0.5)
+    yield home
+    home.close()
+
+
+def test_a_disliked_canary_is_rolled_back_by_one_event_that_says_why(home: Home) -> None:
+    assert on_trial(home.review())
+    home.both(0.0, 0.7, 40)
+    releases = home.review()
+    assert (releases.stable, releases.canary) == ("v1", None)
+    event = home.events()[-1]
+    assert (event.state, event.actor) == (ROLLED_BACK, "learner")
+    assert event.reason.startswith("liked less than the stable version: 0.00 of 40 votes (100% of 40 replies voted on")
+    assert event.metrics["round"] == 1.0
+    assert (event.metrics["canary_votes"], event.metrics["canary_approval"]) == (40.0, 0.0)
+    assert event.metrics["canary_stable_votes"] == 39.0, "the first one came before both answered"
+    count = len(home.events())
+    home.both(0.0, 0.7, 10)
+    home.review()
+    assert len(home.events()) == count, "it is over"
+    decided = home.metrics.canary_decisions.labels("roll back")
+    assert decided._value.get() == 1.0
+    assert home.metrics.policy_state.labels("v2", "rolled_back")._value.get() == 1.0
+
+
+def test_a_liked_canary_is_promoted(home: Home) -> None:
+    home.both(0.9, 0.4, 60)
+    releases = home.review()
+    assert (releases.stable, releases.canary) == ("v2", None)
+    assert home.events()[-1].reason.startswith("surely not liked less by 0.1 or more: ")
+
+
+def test_it_is_told_how_the_trial_goes_and_the_trial_goes_on(home: Home) -> None:
+    home.both(0.5, 0.5, 10)
+    home.review()
+    assert len(home.events()) == 1
+    home.both(0.5, 0.5, 10)
+    home.review()
+    first, told = home.events()
+    assert (told.state, told.share, told.time) == (CANARY, 0.5, first.time)
+    assert told.metrics["canary_votes"] == 20.0
+    home.both(0.5, 0.5, 15)
+    home.review()
+    assert len(home.events()) == 2, "the next time when there are twice as many"
+    home.both(0.5, 0.5, 6)
+    home.review()
+    assert home.events()[-1].metrics["canary_votes"] == 41.0
+
+
+def test_a_learner_killed_between_decision_and_event_decides_the_same_again(home: Home) -> None:
+    class Killed(BaseException):
+        pass
+
+    class Dying:
+        """The event log, until something is to be announced."""
+
+        def append(self, records: list[Record]) -> None:
+            raise Killed
+
+    home.both(0.0, 0.7, 30)
+    home.begin(Dying())  # type: ignore[arg-type]
+    with pytest.raises(Killed):
+        home.review()
+    assert len(home.events()) == 1
+    home.begin()
+    home.review()
+    decided = home.events()[-1]
+    home.begin()  # and killed after it: nothing is said twice
+    home.review()
+    assert [event.state for event in home.events()] == [CANARY, ROLLED_BACK]
+    assert decided.metrics["canary_votes"] == 30.0
+
+
+def test_what_was_asked_for_by_name_or_before_the_trial_does_not_count(home: Home) -> None:
+    home.vote("v2", 0.0, 40, pinned=True)
+    home.vote("v1", 1.0, 40, pinned=True)
+    home.review()
+    assert len(home.events()) == 1
+    home.vote("v1", 0.5, 300)
+    home.announce("v2", CANARY, 0.25, actor="operator")
+    home.both(0.0, 1.0, 10)
+    releases = home.review()
+    assert releases.share("v2") == 0.25
+    assert home.metrics.canary_votes.labels("canary")._value.get() == 10.0
+    assert home.metrics.canary_votes.labels("stable")._value.get() == 9.0
+
+
+def test_an_operators_word_that_a_decision_overtook_holds(home: Home) -> None:
+    home.both(0.9, 0.4, 60)
+    home.intake.drain(0.0)  # the learner knows the votes, and not yet what the operator says
+    home.announce("v2", ROLLED_BACK, actor="operator")
+    home.reviewer.review(home.intake)
+    assert [(event.state, event.actor) for event in home.events()] == [
+        (CANARY, "learner"),
+        (ROLLED_BACK, "operator"),
+        (STABLE, "learner"),
+        (ROLLED_BACK, "operator"),
+    ]
+    assert home.review().stable == "v1"
+    assert len(home.events()) == 4
+
+
+def test_a_canary_that_was_overtaken_stays_out(home: Home) -> None:
+    home.announce("v3", STABLE, actor="operator")
+    home.review()
+    event = home.events()[-1]
+    assert (event.state, event.reason) == (ROLLED_BACK, "v3 took its place before it was judged")
+    home.announce("v3", ROLLED_BACK, actor="operator")
+    releases = home.review()
+    assert (releases.stable, releases.canary) == ("v1", None)
+
+
+def test_a_canary_at_no_share_waits_for_its_operator(home: Home) -> None:
+    home.announce("v2", CANARY, 0.0, actor="operator")
+    home.both(0.0, 1.0, 60)
+    releases = home.review()
+    assert releases.canary == "v2"
+    assert not on_trial(releases)
+
+
+def test_no_round_begins_while_a_canary_is_on_trial(tmp_path: Path, tiny_model: Path) -> None:
+    rounds = Rounds(tmp_path, tiny_model)
+    rounds.learner._intake.start()
+    vote(rounds.store, 0, 60)
+    assert rounds.learner._due()
+    for share, due in ((0.1, False), (0.0, True)):
+        event = PolicyEvent(schema_version=1, version="v1", state=CANARY, share=share)
+        rounds.log.append([Record(POLICIES, "v1", event.SerializeToString())])
+        rounds.learner._intake.drain(0.0)
+        assert rounds.learner._due() is due
+    rounds.close()
+
+
+def test_what_passes_the_gate_is_published_as_a_canary(tmp_path: Path, tiny_model: Path) -> None:
+    home = Home(tmp_path)
+    publisher = Publisher(PolicyStore(str(tmp_path / "v")), home.log, "0" * 64)
+    states = []
+    for share in (0.1, 0.0):
+        releases = home.review()
+        event = publisher.publish(
+            Policy.load(tiny_model),
+            Verdict([], {}),
+            releases,
+            parent="v0",
+            reference="v0",
+            share=share,
+            window={},
+            metrics={},
+        )
+        states.append((event.version, event.state, event.share))
+    assert states == [("v1", CANARY, 0.1), ("v2", STABLE, 0.0)]
+    home.close()
+
+
+def test_a_store_of_an_earlier_release_gets_its_columns(tmp_path: Path) -> None:
+    file = tmp_path / "experience.sqlite"
+    Experience(file).close()
+    with sqlite3.connect(file) as db:
+        for column in ("finished_at", "pinned"):
+            db.execute(f"ALTER TABLE interactions DROP COLUMN {column}")
+        db.execute("INSERT INTO interactions VALUES ('old', 'v1', '', 'k', x'', x'00000000', x'', 0.7, 16, 1, 5)")
+    db.close()
+    store = Experience(file)
+    store.add_interaction(interaction("new", time=9))
+    old, new = store.exposures("v1", 0, 10)
+    assert (old.response_id, old.seconds, old.tokens) == ("old", 0.0, 1)
+    assert (new.response_id, new.tokens) == ("new", 2)
+    store.close()
+    Experience(file).close()
+
+
+def test_ratings_are_votes_and_what_is_retracted_is_none(tmp_path: Path) -> None:
+    store = Experience(tmp_path / "experience.sqlite")
+    for number in range(4):
+        store.add_interaction(interaction(f"r{number}", time=number))
+    store.add_feedback(feedback("r0", key="a", time=1, rating=4))
+    store.add_feedback(feedback("r1", key="b", time=2, thumb=DOWN))
+    store.add_feedback(feedback("r2", key="c", time=3, thumb=UP))
+    store.add_feedback(feedback("r2", key="d", time=4, retraction=True))
+    store.add_feedback(feedback("r3", key="e", time=5, thumb=UP, aspect="tone"))
+    assert [(b.response_id, b.score) for b in store.ballots("quality", ("v1",), 0)] == [("r0", 0.75), ("r1", 0.0)]
+    assert store.ballots("quality", ("v1",), 1)[0].response_id == "r1"
+    assert store.ballots("quality", ("v9",), 0) == []
+    store.close()
