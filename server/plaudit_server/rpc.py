@@ -30,6 +30,7 @@ class Rpc:
         self._listen = listen
         self._health = health.aio.HealthServicer()
         self._chat = chat
+        self._feedback = feedback
         # A request has at most 256 messages of 64 KiB, but no conversation that fits into a context is near 4 MiB.
         self._server = grpc.aio.server(
             interceptors=[ErrorInterceptor()],
@@ -64,6 +65,7 @@ class Rpc:
         """
         await self._health.enter_graceful_shutdown()
         await self._chat.drain(drain_seconds)
+        self._feedback.stop()
         await self._server.stop(_CLOSE_SECONDS)
 
     async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:

@@ -125,6 +125,18 @@ class Script(ChatServiceServicer, FeedbackServiceServicer, PolicyServiceServicer
         await self._fail_if_told(context)
         return feedback_pb2.RetractFeedbackResponse(durability=feedback_pb2.DURABILITY_OUTBOX)
 
+    async def StreamFeedback(
+        self, request_iterator: AsyncIterator[feedback_pb2.StreamFeedbackRequest], context: Context
+    ) -> AsyncIterator[feedback_pb2.StreamFeedbackResponse]:
+        """Of each connection `failures` ends the first few after two statements, one of them settled."""
+        settled = 0
+        async for request in request_iterator:
+            self.feedback.append(request.submit)
+            if self.failures and len(self.feedback) % 2 == 0:
+                await self._fail_if_told(context)
+            settled += 1
+            yield feedback_pb2.StreamFeedbackResponse(settled=settled, in_event_log=settled)
+
     def _policy(self, version: str, state: policy_pb2.PolicyState.ValueType) -> policy_pb2.Policy:
         policy = policy_pb2.Policy(version=version, state=state, reason="because [it] could", metrics={"kl": 0.5})
         policy.changed_at.FromJsonString("2026-11-23T12:00:00Z")
