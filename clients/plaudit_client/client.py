@@ -27,6 +27,9 @@ from plaudit_client.retry import ATTEMPTS, pause
 from plaudit_client.stream import Statement, stream
 from plaudit_client.types import Durability, Message, Policies, Policy, Settled
 
+# A server that was restarted is found again within seconds; gRPC would look only every two minutes in the end.
+_OPTIONS = [("grpc.max_reconnect_backoff_ms", 2000)]
+
 T = TypeVar("T")
 
 
@@ -48,7 +51,9 @@ class AsyncClient:
         self.address = address
         self._timeout = timeout
         self._channel = (
-            grpc.aio.secure_channel(address, credentials) if credentials else grpc.aio.insecure_channel(address)
+            grpc.aio.secure_channel(address, credentials, _OPTIONS)
+            if credentials
+            else grpc.aio.insecure_channel(address, _OPTIONS)
         )
         self._chat = ChatServiceStub(self._channel)
         self._feedback = FeedbackServiceStub(self._channel)

@@ -128,12 +128,12 @@ class Script(ChatServiceServicer, FeedbackServiceServicer, PolicyServiceServicer
     async def StreamFeedback(
         self, request_iterator: AsyncIterator[feedback_pb2.StreamFeedbackRequest], context: Context
     ) -> AsyncIterator[feedback_pb2.StreamFeedbackResponse]:
-        """Of each connection `failures` ends the first few after two statements, one of them settled."""
+        """Of each connection one statement is settled before it fails, if it is to."""
         settled = 0
         async for request in request_iterator:
-            self.feedback.append(request.submit)
-            if self.failures and len(self.feedback) % 2 == 0:
+            if settled:
                 await self._fail_if_told(context)
+            self.feedback.append(request.submit)
             settled += 1
             yield feedback_pb2.StreamFeedbackResponse(settled=settled, in_event_log=settled)
 
