@@ -13,7 +13,19 @@ from plaudit_client.errors import (
     Unavailable,
 )
 from plaudit_client.reply import Reply
-from plaudit_client.types import Durability, FinishReason, GateCheck, Message, Policies, Policy, Token, Usage
+from plaudit_client.stream import Statement
+from plaudit_client.types import (
+    Durability,
+    FinishReason,
+    GateCheck,
+    Message,
+    Policies,
+    Policy,
+    RefusedStatement,
+    Settled,
+    Token,
+    Usage,
+)
 
 __all__ = [
     "AsyncClient",
@@ -29,9 +41,12 @@ __all__ = [
     "PlauditError",
     "Policies",
     "Policy",
+    "RefusedStatement",
     "Reply",
     "ResourceExhausted",
     "ServerError",
+    "Settled",
+    "Statement",
     "Token",
     "Unavailable",
     "Usage",

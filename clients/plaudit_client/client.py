@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Sequence,
+)
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 from uuid import uuid4
@@ -26,10 +34,12 @@ from plaudit.v1.policy_pb2_grpc import PolicyServiceStub
 from plaudit_client.errors import Unavailable, from_rpc
 from plaudit_client.reply import Reply
 from plaudit_client.requests import chat_request, feedback_request
-from plaudit_client.types import Durability, Message, Policies, Policy
+from plaudit_client.retry import ATTEMPTS, pause
+from plaudit_client.stream import Statement, stream
+from plaudit_client.types import Durability, Message, Policies, Policy, Settled
 
-_FEEDBACK_ATTEMPTS = 5
-_FIRST_PAUSE = 0.1  # seconds, doubled after each attempt: 1.5 s in all, longer than a server's hand-over
+# A server that was restarted is found again within seconds; gRPC would look only every two minutes in the end.
+_OPTIONS = [("grpc.max_reconnect_backoff_ms", 2000)]
 
 T = TypeVar("T")
 
@@ -52,7 +62,9 @@ class AsyncClient:
         self.address = address
         self._timeout = timeout
         self._channel = (
-            grpc.aio.secure_channel(address, credentials) if credentials else grpc.aio.insecure_channel(address)
+            grpc.aio.secure_channel(address, credentials, _OPTIONS)
+            if credentials
+            else grpc.aio.insecure_channel(address, _OPTIONS)
         )
         self._chat = ChatServiceStub(self._channel)
         self._feedback = FeedbackServiceStub(self._channel)
@@ -149,6 +161,18 @@ class AsyncClient:
         response = await self._insist(lambda: self._feedback.RetractFeedback(request, timeout=self._timeout))
         return Durability.from_proto(response.durability)
 
+    def stream_feedback(self, statements: Iterable[Statement] | AsyncIterable[Statement]) -> AsyncGenerator[Settled]:
+        """Say many things over one connection: for back-ends that forward what their users say.
+
+        Yields what is settled whenever more of them are; the last one is the summary. A statement that is refused does
+        not keep the others from being taken. If the connection breaks, the rest is sent again a few times, each with
+        the same idempotency key. Raises ResourceExhausted, Unavailable or ServerError; what was settled stays so.
+
+            async for settled in client.stream_feedback(statements):
+                forget(settled.count)
+        """
+        return stream(self._feedback.StreamFeedback, statements, self.address)
+
     async def list_policies(self) -> Policies:
         """All policy versions, oldest first, and which of them answer. Raises Unavailable or ServerError."""
         response = await self._call(lambda: self._policies.ListPolicies(ListPoliciesRequest(), timeout=self._timeout))
@@ -223,12 +247,11 @@ class AsyncClient:
             raise from_rpc(error, self.address) from None
 
     async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        for attempt in range(_FEEDBACK_ATTEMPTS - 1):
+        for attempt in range(ATTEMPTS - 1):
             try:
                 return await self._call(call)
             except Unavailable:
-                # Jitter: many clients that lost the same server must not come back in step.
-                await asyncio.sleep(_FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
+                await pause(attempt)
         return await self._call(call)
 
 

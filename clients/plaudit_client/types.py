@@ -50,6 +50,31 @@ class Durability(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class RefusedStatement:
+    """One of many statements that was refused for good."""
+
+    index: int
+    """Its place among them, the first being 0."""
+    field: str
+    reason: str
+    """What would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What has become of many statements so far."""
+
+    count: int = 0
+    """So many, from the first one on, are settled: each is durable, or refused for good."""
+    in_event_log: int = 0
+    in_outbox: int = 0
+    """On a server's disk, because the event log is away; they follow by themselves."""
+    refused: int = 0
+    refusals: tuple[RefusedStatement, ...] = ()
+    """Those refused since the last one; of each connection the first 100, the rest is only counted."""
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of one reply."""
 

@@ -32,6 +32,7 @@ from plaudit_server.validation import check_identifier, check_messages, check_sa
 log = logging.getLogger(__name__)
 
 _STALL_SECONDS = 120.0
+_SILENT_SECONDS = 60.0  # between two lines about interactions that could not be recorded
 
 _FINISH = {
     EngineFinish.STOP: FinishReason.FINISH_REASON_STOP,
@@ -63,6 +64,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         self.admitted = 0
         """Requests running or waiting."""
         self._draining = False
+        self._silent_until = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -186,11 +188,24 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
             pinned=pinned,
         )
         interaction.finished_at.GetCurrentTime()
+        # The reply itself is fine whatever happens here; the learner goes without it, and the operator is told.
         try:
-            self._outbox.append(Record(INTERACTIONS, interaction.response_id, interaction.SerializeToString()))
-        except Refusal as refusal:
-            # The reply itself is fine; the learner goes without it, and the operator sees the outbox full.
-            log.warning("interaction %s not recorded: %s", interaction.response_id, refusal.message)
+            written = self._outbox.append(
+                Record(INTERACTIONS, interaction.response_id, interaction.SerializeToString())
+            )
+        except (Refusal, ValueError) as error:
+            self._lost(error)
+        else:
+            written.add_done_callback(lambda done: self._lost(done.exception()))
+
+    def _lost(self, why: BaseException | None) -> None:
+        """Count an interaction that is not learnt from, and say so, though not of each one; None: it was written."""
+        if why is None:
+            return
+        self._metrics.interactions_lost.inc()
+        if time.monotonic() >= self._silent_until:
+            self._silent_until = time.monotonic() + _SILENT_SECONDS
+            log.error("replies are served and not recorded (plaudit_interactions_lost_total counts them): %s", why)
 
 
 def _delta(tokens: Tokens, with_logprobs: bool) -> StreamChatResponse:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -15,10 +16,12 @@ from plaudit.v1.feedback_pb2 import (
     Durability,
     RetractFeedbackRequest,
     RetractFeedbackResponse,
+    StreamFeedbackRequest,
     SubmitFeedbackRequest,
     SubmitFeedbackResponse,
     Thumb,
 )
+from plaudit_server.feedback_stream import FeedbackStream
 from plaudit_server.metrics import ServerMetrics
 from plaudit_server.outbox import Outbox
 from plaudit_server.receipts import Receipts
@@ -36,11 +39,51 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         self._outbox = outbox
         self._aspects = aspects
         self._metrics = metrics
+        self._streams: set[FeedbackStream] = set()
+        self._stopping = False
 
     async def SubmitFeedback(
         self, request: SubmitFeedbackRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> SubmitFeedbackResponse:
         """See feedback.proto."""
+        return SubmitFeedbackResponse(durability=await self._append(self._submitted(request)))
+
+    async def RetractFeedback(
+        self, request: RetractFeedbackRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> RetractFeedbackResponse:
+        """See feedback.proto."""
+        return RetractFeedbackResponse(durability=await self._append(self._retracted(request)))
+
+    async def StreamFeedback(  # type: ignore[override]  # a coroutine that writes: see chat.py
+        self, request_iterator: AsyncIterator[StreamFeedbackRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        """See feedback.proto."""
+        if self._stopping:
+            raise Refusal(grpc.StatusCode.UNAVAILABLE, "this server is stopping; please try another", retry_after=1.0)
+        stream = FeedbackStream(self._accept, context.write)
+        self._streams.add(stream)
+        try:
+            await stream.run(request_iterator)
+        finally:
+            self._streams.discard(stream)
+
+    def stop(self) -> None:
+        """End the streams, each where it is; single statements are taken until the server closes."""
+        self._stopping = True
+        for stream in self._streams:
+            stream.stop()
+
+    def _accept(self, request: StreamFeedbackRequest) -> asyncio.Task[Durability.ValueType]:
+        """One statement of a stream, on its way. Raises Refusal; a field is named as in the statement itself."""
+        kind = request.WhichOneof("statement")
+        if kind is None:
+            raise invalid("statement", "is missing; give submit or retract")
+        record = self._submitted(request.submit) if kind == "submit" else self._retracted(request.retract)
+        task = asyncio.create_task(self._written(record, self._outbox.append(_record(record))))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody asks once a stream broke
+        return task
+
+    def _submitted(self, request: SubmitFeedbackRequest) -> Feedback:
         record = self._begin(request)
         verdict = request.WhichOneof("verdict")
         if verdict == "thumb":
@@ -61,15 +104,12 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
             record.comment = request.comment
         else:
             raise invalid("verdict", f"is missing; give one of {_VERDICTS}")
-        return SubmitFeedbackResponse(durability=await self._append(record))
+        return record
 
-    async def RetractFeedback(
-        self, request: RetractFeedbackRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> RetractFeedbackResponse:
-        """See feedback.proto."""
+    def _retracted(self, request: RetractFeedbackRequest) -> Feedback:
         record = self._begin(request)
         record.retraction = True
-        return RetractFeedbackResponse(durability=await self._append(record))
+        return record
 
     def _begin(self, request: SubmitFeedbackRequest | RetractFeedbackRequest) -> Feedback:
         """What both kinds of statement have in common, checked."""
@@ -94,15 +134,21 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         return record
 
     async def _append(self, record: Feedback) -> Durability.ValueType:
-        future = self._outbox.append(Record(FEEDBACK, record.response_id, record.SerializeToString()))
+        return await self._written(record, self._outbox.append(_record(record)))
+
+    async def _written(self, record: Feedback, written: asyncio.Future[Durability.ValueType]) -> Durability.ValueType:
         try:
-            durability = await future
+            durability = await written
         except EventLogUnavailable as error:
             raise Refusal(
                 grpc.StatusCode.UNAVAILABLE, "the vote could not be written down; please try again", retry_after=5.0
             ) from error
         self._metrics.feedback.labels(record.policy_version, record.aspect, _label(record)).inc()
         return durability
+
+
+def _record(feedback: Feedback) -> Record:
+    return Record(FEEDBACK, feedback.response_id, feedback.SerializeToString())
 
 
 def _label(record: Feedback) -> str:

@@ -24,11 +24,16 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap the two kinds of rpc that Plaudit's services have; health and reflection look after themselves."""
+        """Wrap the three kinds of rpc that Plaudit's services have; health and reflection look after themselves."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or not method.startswith("/plaudit."):
             return handler
+        if handler.request_streaming:
+            assert handler.stream_stream is not None
+            return grpc.stream_stream_rpc_method_handler(
+                _guarded(handler.stream_stream, method), handler.request_deserializer, handler.response_serializer
+            )
         if handler.response_streaming:
             assert handler.unary_stream is not None
             return grpc.unary_stream_rpc_method_handler(
@@ -41,7 +46,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _guarded(behaviour: Any, method: str) -> Any:
-    """Both kinds of handler are coroutines: a streaming one writes to its context (see chat.py)."""
+    """All kinds of handler are coroutines: streaming ones write to their context (see chat.py)."""
 
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:

@@ -72,7 +72,22 @@ class ServerMetrics:
             "plaudit_version_failures", "Attempts to fetch, verify or load a version that failed.", registry=registry
         )
         self.outbox_depth = Gauge(
-            "plaudit_outbox_depth", "Records that wait for the event log to come back.", registry=registry
+            "plaudit_outbox_depth", "Records that are not in the event log yet.", registry=registry
+        )
+        self.outbox_age = Gauge(
+            "plaudit_outbox_oldest_seconds",
+            "How long ago the oldest of them was handed in; 0 if there is none.",
+            registry=registry,
+        )
+        self.outbox_refused = Counter(
+            "plaudit_outbox_refused",
+            "Records that the event log will never take; they are in the server's refused.sqlite, and dead letters.",
+            registry=registry,
+        )
+        self.interactions_lost = Counter(
+            "plaudit_interactions_lost",
+            "Replies that were served, and are not learnt from: the outbox was full, or nothing could be written.",
+            registry=registry,
         )
 
     def serve(self, version: str) -> None:

@@ -31,6 +31,7 @@ class Rpc:
         self._health = health.aio.HealthServicer()
         self._chat = chat
         self._policies = policies
+        self._feedback = feedback
         # A request has at most 256 messages of 64 KiB, but no conversation that fits into a context is near 4 MiB.
         self._server = grpc.aio.server(
             interceptors=[ErrorInterceptor()],
@@ -66,6 +67,7 @@ class Rpc:
         await self._health.enter_graceful_shutdown()
         await self._policies.stop()
         await self._chat.drain(drain_seconds)
+        self._feedback.stop()
         await self._server.stop(_CLOSE_SECONDS)
 
     async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:

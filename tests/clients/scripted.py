@@ -127,6 +127,18 @@ class Script(ChatServiceServicer, FeedbackServiceServicer, PolicyServiceServicer
         await self._fail_if_told(context)
         return feedback_pb2.RetractFeedbackResponse(durability=feedback_pb2.DURABILITY_OUTBOX)
 
+    async def StreamFeedback(
+        self, request_iterator: AsyncIterator[feedback_pb2.StreamFeedbackRequest], context: Context
+    ) -> AsyncIterator[feedback_pb2.StreamFeedbackResponse]:
+        """Of each connection one statement is settled before it fails, if it is to."""
+        settled = 0
+        async for request in request_iterator:
+            if settled:
+                await self._fail_if_told(context)
+            self.feedback.append(request.submit)
+            settled += 1
+            yield feedback_pb2.StreamFeedbackResponse(settled=settled, in_event_log=settled)
+
     def _policy(self, version: str, state: policy_pb2.PolicyState.ValueType) -> policy_pb2.Policy:
         policy = policy_pb2.Policy(version=version, state=state, reason="because [it] could", metrics={"kl": 0.5})
         policy.changed_at.FromJsonString("2026-11-23T12:00:00Z")

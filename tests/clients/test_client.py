@@ -25,6 +25,7 @@ from plaudit_client import (
     PlauditError,
     ResourceExhausted,
     ServerError,
+    Statement,
     Token,
     Unavailable,
     Usage,
@@ -192,6 +193,23 @@ async def test_a_vote_does_not_insist_for_ever(client: AsyncClient, script: Scri
     with pytest.raises(Unavailable):
         await client.retract_feedback("r")
     assert len(script.retractions) == 5
+
+
+async def test_a_broken_stream_goes_on_with_what_is_not_settled(client: AsyncClient, script: Script) -> None:
+    script.failures = [Failure(Code.UNAVAILABLE)] * 3
+    statements = [Statement("r", rating=number, idempotency_key=f"k{number}") for number in range(1, 6)]
+    answers = [settled async for settled in client.stream_feedback(statements)]
+    assert [answer.count for answer in answers] == [1, 2, 3, 4, 5]
+    assert answers[-1].in_event_log == 5
+    assert [request.idempotency_key for request in script.feedback] == ["k1", "k2", "k3", "k4", "k5"]
+
+
+async def test_a_stream_does_not_insist_for_ever(client: AsyncClient, script: Script) -> None:
+    script.failures = [Failure(Code.RESOURCE_EXHAUSTED, retry_after=1.5)]
+    stream = client.stream_feedback([Statement("r", rating=number) for number in (1, 2)])
+    assert (await anext(stream)).count == 1
+    with pytest.raises(ResourceExhausted):
+        await anext(stream)
 
 
 async def test_a_refused_vote_is_not_repeated(client: AsyncClient, script: Script) -> None:

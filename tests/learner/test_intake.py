@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from plaudit.events import DEAD_LETTERS, FEEDBACK, INTERACTIONS, POLICIES, EventLog, Record, from_beginning, open_log
+from plaudit.events import (
+    DEAD_LETTERS,
+    FEEDBACK,
+    INTERACTIONS,
+    POLICIES,
+    EventLog,
+    EventLogUnavailable,
+    Record,
+    from_beginning,
+    open_log,
+)
 from plaudit.v1.events_pb2 import DeadLetter, Feedback, Interaction, PolicyEvent
 from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_learner.experience.intake import Intake
@@ -69,6 +80,20 @@ def test_a_batch_and_its_position_are_kept_together_or_not_at_all(
     again = Intake(log, store)
     again.start()
     assert again.drain(0) == 2
+    assert len(store.prompts(10)) == 1
+
+
+def test_what_was_rolled_back_is_taken_in_by_the_next_drain(log: EventLog, store: Experience, tmp_path: Path) -> None:
+    log.append([Record(FEEDBACK, "r0", b"\xff")])
+    say(log, interaction("r1"))
+    intake = Intake(log, store)
+    intake.start()
+    other = sqlite3.connect(tmp_path / "events.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")  # the log can be read, and takes no dead letter
+    with pytest.raises(EventLogUnavailable):
+        intake.drain(0)
+    other.close()
+    assert intake.drain(0) == 2
     assert len(store.prompts(10)) == 1
 
 

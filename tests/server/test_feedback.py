@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
+from urllib.request import urlopen
 
 import grpc
 import pytest
 from google.rpc.error_details_pb2 import BadRequest
 from grpc_status import rpc_status
 
+from plaudit.broker import free_port
 from plaudit.events import FEEDBACK, from_beginning, open_log
 from plaudit.v1 import feedback_pb2_grpc
 from plaudit.v1.events_pb2 import Feedback
@@ -20,7 +25,7 @@ from plaudit.v1.feedback_pb2 import (
     SubmitFeedbackRequest,
     Thumb,
 )
-from plaudit_client import AsyncClient
+from plaudit_client import AsyncClient, ResourceExhausted
 from plaudit_client import Durability as ClientDurability
 from plaudit_server.receipts import Receipts
 from tests.fixtures_server import Deployment
@@ -160,3 +165,36 @@ async def test_any_server_of_the_deployment_takes_the_vote(deployment: Deploymen
         async with AsyncClient(second) as client:
             await client.submit_feedback(reply.receipt, thumb="up")
     assert [record.response_id for record in written(deployment)] == [reply.response_id]
+
+
+async def test_with_the_log_away_and_the_outbox_full_chat_goes_on_and_votes_are_told_when_to_come_back(
+    deployment: Deployment,
+) -> None:
+    metrics_port = free_port()
+
+    def metric(name: str) -> float:
+        with urlopen(f"http://127.0.0.1:{metrics_port}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
+
+    async with (
+        deployment.server(outbox_limit=3, metrics_port=metrics_port) as address,
+        AsyncClient(address) as client,
+    ):
+        with closing(sqlite3.connect(deployment.root / "events.sqlite", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")  # nobody can write to the log
+            replies = [client.chat("hello", max_tokens=4) for _ in range(4)]
+            assert all([await reply.read() for reply in replies[:2]])
+            assert await replies[0].thumbs_up() is ClientDurability.OUTBOX
+            assert all([await reply.read() for reply in replies[2:]]), "chat goes on"
+            with pytest.raises(ResourceExhausted, match="already holds 3") as full:
+                await replies[0].thumbs_up()
+            assert full.value.retry_after == pytest.approx(5)
+            assert await asyncio.to_thread(metric, "plaudit_interactions_lost_total") == 2
+            assert await asyncio.to_thread(metric, "plaudit_outbox_depth") == 3
+            assert await asyncio.to_thread(metric, "plaudit_outbox_oldest_seconds") > 0
+        async with asyncio.timeout(30):
+            while await asyncio.to_thread(metric, "plaudit_outbox_depth"):
+                await asyncio.sleep(0.05)
+        assert await replies[1].thumbs_up() is ClientDurability.EVENT_LOG
+    assert {record.response_id for record in written(deployment)} == {replies[0].response_id, replies[1].response_id}

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import random
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from plaudit.broker import EmbeddedBroker
-from plaudit.events import FEEDBACK, EventLog, Record, from_beginning, open_log
+from plaudit.events import (
+    DEAD_LETTERS,
+    FEEDBACK,
+    EventLog,
+    EventLogUnavailable,
+    Record,
+    from_beginning,
+    kafka,
+    open_log,
+)
+from plaudit.v1.events_pb2 import DeadLetter
 from plaudit.v1.feedback_pb2 import Durability
 from plaudit_server.metrics import ServerMetrics
 from plaudit_server.outbox import Outbox
@@ -29,6 +46,31 @@ async def outbox(log: EventLog, spool: Path, limit: int = 1000) -> AsyncIterator
     finally:
         box.close()
         await running
+
+
+@contextmanager
+def away(log_file: Path) -> Iterator[None]:
+    """An SQLite event log that cannot be written to meanwhile: its lock is held."""
+    with closing(sqlite3.connect(log_file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of this process can grow past 200,000 bytes meanwhile."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+async def until_empty(box: Outbox) -> None:
+    async with asyncio.timeout(60):
+        while box.depth():
+            await asyncio.sleep(0.02)
 
 
 def record(number: int, key: str = "one key") -> Record:
@@ -98,3 +140,150 @@ async def test_a_full_outbox_refuses_before_anything_is_accepted(tmp_path: Path)
                 assert refused.value.retry_after is not None
         finally:
             await asyncio.to_thread(log.close)
+
+
+@pytest.mark.kafka
+async def test_nobody_waits_for_a_broker_that_hangs(tmp_path: Path) -> None:
+    with EmbeddedBroker() as broker:
+        log = await asyncio.to_thread(kafka.KafkaLog, [broker.address], timeout=60)
+        try:
+            async with outbox(log, tmp_path / "outbox.sqlite") as box:
+                assert await box.append(record(0)) == IN_LOG
+                assert broker._process is not None
+                broker._process.send_signal(signal.SIGSTOP)
+                try:
+                    async with asyncio.timeout(30):  # half of what the log itself waits
+                        assert [await box.append(record(number)) for number in range(1, 20)] == [IN_OUTBOX] * 19
+                finally:
+                    broker._process.send_signal(signal.SIGCONT)
+                await until_empty(box)
+            read = await asyncio.to_thread(values, log)
+            assert sorted(set(read)) == list(range(20))
+            assert list(dict.fromkeys(read)) == list(range(20)), "in order, though perhaps twice"
+        finally:
+            await asyncio.to_thread(log.close)
+
+
+@pytest.mark.kafka
+async def test_what_kafka_will_never_take_does_not_keep_the_rest_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka, "_MAX_BATCH_BYTES", 10_000)  # as of a cluster that somebody has set up otherwise
+    large = Record(FEEDBACK, "large", b"x" * 20_000)
+    with EmbeddedBroker() as broker:
+        log = await asyncio.to_thread(open_log, f"kafka://{broker.address}")
+        try:
+            async with outbox(log, tmp_path / "outbox.sqlite") as box:
+                assert await asyncio.gather(box.append(record(0)), box.append(large), box.append(record(1)))
+                await until_empty(box)
+                assert await box.append(record(2)) == IN_LOG
+            assert sorted(set(await asyncio.to_thread(values, log))) == [0, 1, 2]
+            letters = await asyncio.to_thread(log.read, from_beginning(log, DEAD_LETTERS), timeout=5)
+        finally:
+            await asyncio.to_thread(log.close)
+    (letter,) = (DeadLetter.FromString(entry.value) for entry in letters)
+    assert (letter.topic, letter.key, letter.value) == (FEEDBACK, "large", b""), "the letter, too, must fit"
+    assert "refused.sqlite" in letter.reason
+    with open_log(f"sqlite:{tmp_path / 'refused.sqlite'}") as aside:
+        assert [entry.value for entry in aside.read(from_beginning(aside, FEEDBACK))] == [large.value]
+
+
+async def test_depth_and_age_are_told_at_once_after_a_restart(tmp_path: Path) -> None:
+    registry, spool = CollectorRegistry(), tmp_path / "outbox.sqlite"
+    with open_log(f"sqlite:{tmp_path / 'events.sqlite'}") as log:
+        with away(tmp_path / "events.sqlite"):
+            async with outbox(log, spool) as box:
+                assert box.age() == 0
+                before = time.time()
+                assert await box.append(record(1)) == IN_OUTBOX
+                assert await box.append(record(2)) == IN_OUTBOX
+        Outbox(log, spool, limit=10, metrics=ServerMetrics(registry))
+        assert registry.get_sample_value("plaudit_outbox_depth") == 2
+        age = registry.get_sample_value("plaudit_outbox_oldest_seconds")
+        assert age is not None
+        assert 0 < age <= time.time() - before
+        async with outbox(log, spool) as box:
+            await until_empty(box)
+            assert box.age() == 0
+        assert sorted(set(values(log))) == [1, 2]
+
+
+async def test_after_the_end_nothing_is_taken_in_silence(tmp_path: Path) -> None:
+    with open_log(f"sqlite:{tmp_path / 'events.sqlite'}") as log:
+        async with outbox(log, tmp_path / "outbox.sqlite") as box:
+            await box.append(record(0))
+        with pytest.raises(Refusal, match="stopping"):
+            box.append(record(1))
+
+
+@pytest.mark.kafka
+async def test_a_full_disk_acknowledges_nothing_and_drains_nothing_twice(tmp_path: Path) -> None:
+    with EmbeddedBroker() as broker:
+        log = await asyncio.to_thread(open_log, f"kafka://{broker.address}")
+        try:
+            async with outbox(log, tmp_path / "outbox.sqlite") as box:
+                broker.stop()
+                waiting = [Record(FEEDBACK, "one key", b"%01000d" % number) for number in range(300)]
+                assert await asyncio.gather(*map(box.append, waiting)) == [IN_OUTBOX] * 300
+                with full_disk():
+                    with pytest.raises(EventLogUnavailable):
+                        await box.append(record(300))
+                    broker.start()
+                    await until_empty(box)  # though what was drained cannot be deleted from the spool
+                    assert await box.append(record(300)) == IN_LOG
+            assert await asyncio.to_thread(values, log) == list(range(301))
+        finally:
+            await asyncio.to_thread(log.close)
+
+
+APPEND_FOR_EVER = """
+import asyncio, sys
+from pathlib import Path
+from prometheus_client import CollectorRegistry
+from plaudit.events import FEEDBACK, Record
+from plaudit.events.sqlite import SqliteLog
+from plaudit_server.metrics import ServerMetrics
+from plaudit_server.outbox import Outbox
+
+async def main(directory, first):
+    log = SqliteLog(directory / "events.sqlite", busy_timeout=0.5)
+    box = Outbox(log, directory / "outbox.sqlite", limit=10**6, metrics=ServerMetrics(CollectorRegistry()))
+    running = asyncio.create_task(box.run())
+    for number in range(first, 10**9):
+        await box.append(Record(FEEDBACK, "one key", b"%d" % number))
+        print(number, flush=True)
+
+asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
+"""
+
+
+def killed_again_and_again(directory: Path) -> int:
+    """Run APPEND_FOR_EVER, hold the log's lock now and then, kill it; returns how many it has acknowledged in all."""
+    chance, following = random.Random(4), 0
+    for _ in range(6):
+        command = [sys.executable, "-c", APPEND_FOR_EVER, str(directory), str(following)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for _ in range(chance.randrange(1, 20)):
+                following = int(process.stdout.readline()) + 1
+            with away(directory / "events.sqlite"):
+                for _ in range(chance.randrange(20)):
+                    following = int(process.stdout.readline()) + 1
+                if chance.random() < 0.5:
+                    process.kill()
+            for _ in range(chance.randrange(20)):
+                following = int(line) + 1 if (line := process.stdout.readline()) else following
+            process.kill()
+            for line in process.stdout:
+                following = max(following, int(line) + 1 if line.endswith("\n") else 0)
+    return following
+
+
+async def test_killed_anywhere_while_the_log_comes_and_goes_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    acknowledged = await asyncio.to_thread(killed_again_and_again, tmp_path)
+    with open_log(f"sqlite:{tmp_path / 'events.sqlite'}") as log:
+        async with outbox(log, tmp_path / "outbox.sqlite") as box:
+            await until_empty(box)
+        read = values(log)
+    assert set(range(acknowledged)) <= set(read)
+    assert list(dict.fromkeys(read)) == sorted(set(read)), "in order, though perhaps twice"

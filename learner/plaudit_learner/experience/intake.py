@@ -60,17 +60,19 @@ class Intake:
         taken = 0
         while entries := self._log.read(self._positions, limit=_BATCH, timeout=0.0 if taken else timeout):
             poison = []
+            following = dict(self._positions)
             with self._store.transaction():
                 for entry in entries:
                     try:
                         self._take(entry)
                     except Poison as reason:
                         poison.append(_dead_letter(entry, str(reason)))
-                    self._positions[entry.topic, entry.partition] = entry.offset + 1
+                    following[entry.topic, entry.partition] = entry.offset + 1
                 if poison:
                     # Before the position is kept: a crash in between repeats a dead letter, and loses none.
                     self._log.append(poison)
-                self._store.set_positions(self._identity, self._positions)
+                self._store.set_positions(self._identity, following)
+            self._positions = following  # only now: what was rolled back is read again
             taken += len(entries)
         self.read_policies()
         return taken

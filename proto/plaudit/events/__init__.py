@@ -23,13 +23,19 @@ TOPICS = (INTERACTIONS, FEEDBACK, POLICIES, DEAD_LETTERS)
 MAX_VALUE_BYTES = 4 * 2**20
 """The largest value of a record: what a topic's `max.message.bytes` has room for."""
 
+MAX_KEY_BYTES = 4096
+"""The longest key of a record, as UTF-8."""
+
 Positions = Mapping[tuple[str, int], int]
 """(topic, partition) → offset of the next record to be read. What is left out of it is not read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is appended: made by whoever has something to say. Raises ValueError if larger than MAX_VALUE_BYTES."""
+    """What is appended: made by whoever has something to say. Raises ValueError if no log would ever take it.
+
+    That is: a value of more than MAX_VALUE_BYTES, a key of more than MAX_KEY_BYTES or that is not Unicode text.
+    """
 
     topic: str
     key: str
@@ -41,6 +47,8 @@ class Record:
             raise ValueError(
                 f"record {self.key!r} for {self.topic}: {len(self.value)} bytes; at most {MAX_VALUE_BYTES}"
             )
+        if (size := len(self.key.encode())) > MAX_KEY_BYTES:
+            raise ValueError(f"record for {self.topic}: its key has {size} bytes; at most {MAX_KEY_BYTES}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,13 @@ class EventLogUnavailable(Exception):
     """The log cannot be reached now. What was to be appended may or may not be there: appending it again is right."""
 
 
+class RecordRefused(EventLogUnavailable):
+    """The log is there, and will never take at least one of the records; the others may or may not be there.
+
+    Appending them one by one tells which. Who does not care waits for the log's settings to change, as for the log.
+    """
+
+
 class EventLog(ABC):
     """Append to it, read after a position. Blocking, and safe to call from several threads."""
 
@@ -75,7 +90,7 @@ class EventLog(ABC):
     def append(self, records: Sequence[Record]) -> None:
         """Append all, in order; durable when it returns (Kafka: acks=all; SQLite: fsynced).
 
-        Records of one key stay in order. Raises EventLogUnavailable.
+        Records of one key stay in order. Raises EventLogUnavailable; RecordRefused if trying again is of no use.
         """
 
     @abstractmethod

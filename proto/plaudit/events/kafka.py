@@ -30,12 +30,24 @@ from plaudit.events import (
     EventLogUnavailable,
     Positions,
     Record,
+    RecordRefused,
 )
 
 with warnings.catch_warnings():  # kafka-python 3.0.12 loads its schemas by what Python 3.11 deprecates
     warnings.simplefilter("ignore", DeprecationWarning)
     from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-    from kafka.errors import KafkaError, KafkaTimeoutError, NoError, TopicAlreadyExistsError, for_code
+    from kafka.errors import (
+        InvalidRecordError,
+        InvalidTimestampError,
+        KafkaError,
+        KafkaTimeoutError,
+        MessageSizeTooLargeError,
+        NoError,
+        PolicyViolationError,
+        RecordListTooLargeError,
+        TopicAlreadyExistsError,
+        for_code,
+    )
     from kafka.net.compat import KafkaNetClient
     from kafka.net.inet import KafkaNetSocket
 
@@ -43,6 +55,14 @@ with warnings.catch_warnings():  # kafka-python 3.0.12 loads its schemas by what
 if logging.getLogger("kafka").level == logging.NOTSET:
     logging.getLogger("kafka").setLevel(logging.CRITICAL + 1)
 
+# What a broker (or the producer before it) says of a record, and will say again of the same one.
+_FOR_EVER = (
+    InvalidRecordError,
+    InvalidTimestampError,
+    MessageSizeTooLargeError,
+    PolicyViolationError,
+    RecordListTooLargeError,
+)
 _SPREAD = frozenset({INTERACTIONS, FEEDBACK})
 _COMPACTED = frozenset({POLICIES})
 _MAX_BATCH_BYTES = 2 * MAX_VALUE_BYTES  # the value, its key and Kafka's framing
@@ -161,6 +181,8 @@ class KafkaLog(EventLog):
         try:
             connection = self._connect()
             yield connection
+        except _FOR_EVER as error:
+            raise RecordRefused(f"event log kafka://{','.join(self._servers)}: {error}") from error
         except (KafkaError, RuntimeError) as error:  # RuntimeError: its event loop was closed by another thread, …
             if connection is not None:
                 self._drop(connection)
