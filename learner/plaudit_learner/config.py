@@ -31,8 +31,8 @@ class LearnerSettings(Settings):
     pessimism: float = Field(default=1.0, ge=0)
     """How far a reward is lowered for what the reward model does not know, in its own standard deviations; 0: not."""
     influence_cap: float = Field(default=0.005, gt=0, le=1)
-    """The most that one voter, or near-identical prompts, may weigh, as a share of all that was said; where there are
-    few voters, twice the average one's. 1: no cap (docs/influence.md)."""
+    """The most that one voter may weigh, as a share of all that was said, and of the prompts learnt on; where there are
+    few voters, twice the average one's share. 1: no cap (docs/influence.md)."""
     votes_per_round: int = Field(default=40, ge=4)
     """New votes that start a round, each as much as it weighs: reward model, PPO, gate, publication."""
     window: int = Field(default=4000, ge=16)

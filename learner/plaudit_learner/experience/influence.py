@@ -1,16 +1,19 @@
 """How much each judgement weighs, and which prompts are rolled out: nobody steers alone (docs/influence.md).
 
-A judgement's weight, 0 to 1, is a product of three shares, each aspect by itself:
+A judgement weighs 1, and less where (each aspect by itself):
 
-    reply    1 / how many judgements there are of the same reply: whoever holds a receipt may speak under many names
-    prompt   what near-identical prompts have above the cap is cut off
-    voter    what one voter has above the cap is cut off; a voter is who asked for the reply, as the receipt binds it
+    reply    several are of one reply: together they weigh 1. Whoever holds a receipt may speak under many names
+    prompt   one voter says more than REPEATS of near-identical prompts: together they weigh REPEATS
+    voter    one voter has more than the cap: what is above is cut off. A voter is who asked for the reply, as the
+             receipt binds it
 
-The cap on a group's mass is the highest level t that is at most a share c of all mass that is left:
+The cap is the highest level t that is at most a share c of all that is left:
 
-    t <= c' * sum_g min(mass_g, t)          c' = max(c, FAIR_SHARES / groups)
+    t <= c' * sum_v min(mass_v, t)          c' = max(c, FAIR_SHARES / voters)
 
-Where there are few groups a share c of each would not be all: then nobody has more than FAIR_SHARES of the average.
+Where there are few voters a share c of each would not be all: then nobody has more than FAIR_SHARES times the average.
+Since nobody who says anything has a mass below 1, nobody's is ever cut below FAIR_SHARES.
+
 Everything here is a pure function of what was said, never of what it said: a minority is not an attacker.
 """
 
@@ -31,6 +34,8 @@ Said = TypeVar("Said", Vote, Rating, Preference)
 
 FAIR_SHARES = 2.0
 """With few voters: nobody weighs more than this many times the average one. Below 1 no weights would do."""
+REPEATS = 3.0
+"""What one voter says of near-identical prompts weighs at most so much: to ask again for another reply is ordinary."""
 SHINGLE = 3
 """Tokens in a row that prompts are compared by."""
 ALIKE = 0.7
@@ -53,9 +58,9 @@ def weighed(
 
 
 def weights(judgements: Sequence[Judgement], *, cap: float) -> list[float]:
-    """Of each judgement. cap: the share c of all weight that one voter, or near-identical prompts, may have; 1: no cap.
+    """Of each judgement. cap: the share c of all weight that one voter may have; 1: whatever they say.
 
-    With caps of 1 only judgements of one reply share a weight. Raises ValueError if the cap is not in (0, 1].
+    Raises ValueError if the cap is not in (0, 1].
     """
     if not 0 < cap <= 1:
         raise ValueError(f"cap is {cap}: give a share above 0 and at most 1")
@@ -152,11 +157,10 @@ def _weights(judgements: Sequence[Judgement], cap: float) -> list[float]:
     # A judgement without a receipt is of a reply of its own.
     replies = [judgement.receipt or row for row, judgement in enumerate(judgements)]
     voters = _voters([(one.voter, reply) for one, reply in zip(judgements, replies, strict=True)])
-    of_reply = Counter(replies)
-    weight = _capped(voters, [1 / of_reply[reply] for reply in replies], cap)
-    alike = near_identical([judgement.item.prompt for judgement in judgements], weight)
-    # The voters again, and last: theirs is the bound that holds exactly.
-    return _capped(voters, _capped(alike, weight, cap), cap)
+    weight = _cut(replies, [1.0] * len(judgements), 1.0)
+    alike = near_identical([judgement.item.prompt for judgement in judgements], _capped(voters, weight, cap))
+    # Only of one voter: what many people ask is no flood, and to damp it would give the word to whoever asks otherwise.
+    return _capped(voters, _cut(list(zip(voters, alike, strict=True)), weight, REPEATS), cap)
 
 
 def _voters(named: Sequence[tuple[str, Hashable]]) -> list[Hashable]:
@@ -170,12 +174,21 @@ def _voters(named: Sequence[tuple[str, Hashable]]) -> list[Hashable]:
 
 
 def _capped(groups: Sequence[Hashable], weight: Sequence[float], cap: float) -> list[float]:
-    """The weights, those of a group that has more than its cap cut down to it, in proportion."""
+    """The weights, those of a group that has more than its cap cut down to it."""
+    return _cut(groups, weight, level(list(_masses(groups, weight).values()), cap))
+
+
+def _cut(groups: Sequence[Hashable], weight: Sequence[float], most: float) -> list[float]:
+    """The weights, those of a group that has more than `most` cut down to it, in proportion."""
+    mass = _masses(groups, weight)
+    return [one * min(1.0, most / mass[group]) for group, one in zip(groups, weight, strict=True)]
+
+
+def _masses(groups: Sequence[Hashable], weight: Sequence[float]) -> dict[Hashable, float]:
     mass: dict[Hashable, float] = defaultdict(float)
     for group, one in zip(groups, weight, strict=True):
         mass[group] += one
-    most = level(list(mass.values()), cap)
-    return [one * min(1.0, most / mass[group]) for group, one in zip(groups, weight, strict=True)]
+    return mass
 
 
 def _shingles(prompts: Sequence[Tokens], say: Sequence[float]) -> csr_matrix:
