@@ -168,8 +168,8 @@ class Lab:
         """As the learner fits it."""
         return fit(self._base, votes, terms=terms, pessimism=self.settings.pessimism)
 
-    def improve_settings(self, votes: int) -> ImproveSettings:
-        """What the learner would strive for with that many votes."""
+    def improve_settings(self, votes: float) -> ImproveSettings:
+        """What the learner would strive for with votes of that weight."""
         how = self.how
         return rounds.aim(self.settings, votes, temperature=how.temperature, max_new_tokens=how.max_new_tokens)
 

@@ -30,8 +30,11 @@ class LearnerSettings(Settings):
     """Aspects that make it up, NAME[=WEIGHT][<=CAP],…: quality=1.0,tone=0.5<=1.0; a cap is the most it may add."""
     pessimism: float = Field(default=1.0, ge=0)
     """How far a reward is lowered for what the reward model does not know, in its own standard deviations; 0: not."""
+    influence_cap: float = Field(default=0.005, gt=0, le=1)
+    """The most that one voter may weigh, as a share of all that was said, and of the prompts learnt on; where there are
+    few voters, twice the average one's share. 1: no cap (docs/influence.md)."""
     votes_per_round: int = Field(default=40, ge=4)
-    """New votes that start a round: reward model, PPO, gate, publication."""
+    """New votes that start a round, each as much as it weighs: reward model, PPO, gate, publication."""
     canary_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of conversations that get a version that passed the gate, until votes decide; 0: it is stable at once."""
     canary_least_votes: int = Field(default=16, ge=2)

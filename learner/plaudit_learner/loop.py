@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_learner import rounds
 from plaudit_learner.canary.review import Reviewer, on_trial
 from plaudit_learner.config import LearnerSettings
+from plaudit_learner.experience import influence
 from plaudit_learner.experience.intake import Intake
 from plaudit_learner.experience.store import Experience
 from plaudit_learner.gate.judge import Reader, Verdict
@@ -30,7 +32,7 @@ from plaudit_learner.metrics import LearnerMetrics
 from plaudit_learner.policy import AdapterConfig, Policy
 from plaudit_learner.ppo.improve import ImproveSettings, IterationMetrics, NothingToImproveError, improve
 from plaudit_learner.release import Publisher
-from plaudit_learner.reward.model import FeatureCache, NotEnoughVotesError, RewardModel, fit
+from plaudit_learner.reward.model import FeatureCache, NotEnoughVotesError, Preference, Rating, RewardModel, Vote, fit
 from plaudit_learner.rounds import Round
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class Learner:
         self._features_of = BASE  # the reference that read them
         self._canaries = Reviewer(settings, event_log, store, metrics)
         self._in_vain = 0  # votes at which the last attempt found nothing to learn
+        self._too_light = 0  # votes at which those that are new did not weigh enough
 
     def run(self) -> None:
         """Until killed, or stopped by an exception from a signal handler."""
@@ -95,8 +98,30 @@ class Learner:
         if on_trial(self._intake.releases):
             return False
         _, votes_then = self._last_round()
-        new = self._store.count_votes(*self._settings.aspects) - max(votes_then, self._in_vain)
-        return new >= self._settings.votes_per_round
+        votes = self._store.count_votes(*self._settings.aspects)
+        new = votes - max(votes_then, self._in_vain)
+        if new < self._settings.votes_per_round or votes == self._too_light:
+            return False
+        _, weight = self._standing(new)
+        if weight < self._settings.votes_per_round:
+            log.info("%d new votes weigh as %.1f: too little for a round", new, weight)
+            self._too_light = votes
+            return False
+        return True
+
+    def _standing(self, newest: int) -> tuple[float, float]:
+        """What the votes that are learnt from weigh, and the newest of them."""
+        judged = [judgement for kind in self._judged(self._settings.aspects) for judgement in kind]
+        return influence.standing(judged, cap=self._settings.influence_cap, newest=newest)
+
+    def _judged(self, aspects: Iterable[str]) -> tuple[list[Vote], list[Preference], list[Rating]]:
+        """What was said of these aspects, in the window."""
+        store, window, aspects = self._store, self._settings.window, list(aspects)
+        return (
+            [vote for aspect in aspects for vote in store.votes(aspect, window)],
+            [pair for aspect in aspects for pair in store.preferences(aspect, window)],
+            [rating for aspect in aspects for rating in store.ratings(aspect, window)],
+        )
 
     def _last_round(self) -> tuple[int, int]:
         """(number, votes that stood) of the last round that came to an end, by the policy events; (0, 0) before it."""
@@ -179,12 +204,14 @@ class Learner:
     def _begin(self, policy: Policy, number: int, parent: str, reference: str) -> tuple[Round, RewardModel]:
         """Settle what the round works from. Raises NotEnoughVotesError."""
         votes = self._store.count_votes(*self._settings.aspects)
-        log.info("round %d: %d votes, from %s, to be better than %s", number, votes, reference, parent)
+        weight, _ = self._standing(0)
+        told = "round %d: %d votes, weighing %.0f, from %s, to be better than %s"
+        log.info(told, number, votes, weight, reference, parent)
         self._metrics.stage.state("rewarding")
         reward_model = self._fit(policy, reference)
         train, held_out = self._prompts()
         seed = self._settings.seed + 1000 * number
-        return Round(number, parent, votes, seed, train, held_out, self._how(votes)), reward_model
+        return Round(number, parent, votes, seed, train, held_out, self._how(weight)), reward_model
 
     @property
     def _kept(self) -> Path:
@@ -210,10 +237,9 @@ class Learner:
     def _fit(self, policy: Policy, reference: str) -> RewardModel:
         """Raises NotEnoughVotesError."""
         settings, store = self._settings, self._store
-        aspects = store.aspects(settings.window)
-        votes = [vote for aspect in aspects for vote in store.votes(aspect, settings.window)]
-        ratings = [rating for aspect in aspects for rating in store.ratings(aspect, settings.window)]
-        preferences = [pair for aspect in aspects for pair in store.preferences(aspect, settings.window)]
+        votes, preferences, ratings = influence.weighed(
+            *self._judged(store.aspects(settings.window)), cap=settings.influence_cap
+        )
         judged = {vote.item for vote in votes} | {rating.item for rating in ratings}
         judged |= {item for pair in preferences for item in (pair.chosen, pair.rejected)}
         if reference != self._features_of:
@@ -265,14 +291,16 @@ class Learner:
 
         Raises NotEnoughVotesError if there are too few to judge by.
         """
-        longest = self._settings.max_prompt_tokens
-        prompts = self._store.prompts(self._settings.window).items()
-        train, held_out = rounds.told_apart((key, prompt) for key, prompt in prompts if len(prompt) <= longest)
+        longest, window, store = self._settings.max_prompt_tokens, self._settings.window, self._store
+        short = {key: prompt for key, prompt in store.prompts(window).items() if len(prompt) <= longest}
+        spread = influence.spread(short, store.askers(window), cap=self._settings.influence_cap)
+        train, held_out = rounds.told_apart(spread.items())
         if len(held_out) < 2 or not train:
             raise NotEnoughVotesError(f"{len(train) + len(held_out)} different prompts are too few to hold some out")
         return train, held_out
 
-    def _how(self, votes: int) -> ImproveSettings:
+    def _how(self, votes: float) -> ImproveSettings:
+        """votes: what they weigh."""
         settings = self._settings
         temperature, max_tokens = self._store.usual_sampling(settings.window) or (0.7, settings.max_new_tokens)
         return rounds.aim(settings, votes, temperature=temperature, max_new_tokens=max_tokens)

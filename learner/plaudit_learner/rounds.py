@@ -39,8 +39,8 @@ def told_apart(prompts: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[Prompts,
     return train, held_out[:_MOST_HELD_OUT]
 
 
-def aim(settings: LearnerSettings, votes: int, *, temperature: float, max_new_tokens: int) -> ImproveSettings:
-    """What to strive for with that many votes: the fewer there are, the closer to the reference policy.
+def aim(settings: LearnerSettings, votes: float, *, temperature: float, max_new_tokens: int) -> ImproveSettings:
+    """What to strive for with votes of that weight: the fewer there are, the closer to the reference policy.
 
     The reward model errs by about 1 / sqrt(votes), and a policy at KL k can seek out sqrt(2 k) deviations of that
     error: a budget in proportion to the votes holds the reward that is only imagined at one level. Updates that pull

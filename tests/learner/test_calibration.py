@@ -40,6 +40,33 @@ def test_ece_and_brier_by_hand() -> None:
     assert ece([Bin(4, 0.5, 0.5)]) == 0
 
 
+def test_weighted_by_hand() -> None:
+    """Of weights 1, 0.5, 1, 0.25: pairs weigh 1.5 x 1.25, and all but half of the tie (0.5 x 0.25) is right."""
+    score, liked = torch.tensor([1.0, 2.0, 3.0, 2.0]), torch.tensor([False, True, True, False])
+    weight = torch.tensor([1.0, 0.5, 1.0, 0.25], dtype=torch.float64)
+    assert auc(score, liked, weight) == pytest.approx((1.875 - 0.0625) / 1.875)
+    probability = torch.tensor([0.15, 0.15, 0.85, 0.25], dtype=torch.float64)
+    table = reliability(probability, liked, weight)
+    assert [(row.count, round(row.predicted, 3), round(row.observed, 3)) for row in table] == [
+        (1.5, 0.15, 0.333),
+        (0.25, 0.25, 0.0),
+        (1.0, 0.85, 1.0),
+    ]
+    assert ece(table) == pytest.approx((1.5 * (1 / 3 - 0.15) + 0.25 * 0.25 + 0.15) / 2.75)
+    assert brier(probability, liked, weight) == pytest.approx(
+        (0.15**2 + 0.5 * 0.85**2 + 0.15**2 + 0.25 * 0.25**2) / 2.75
+    )
+
+
+def test_a_weight_of_three_is_three_judgements() -> None:
+    generator = torch.Generator().manual_seed(0)
+    score, grade = torch.randint(0, 9, (80,), generator=generator).double(), torch.randint(1, 6, (80,))
+    weight = torch.randint(1, 4, (80,), generator=generator)
+    many = score.repeat_interleave(weight), grade.repeat_interleave(weight)
+    assert concordance(score, grade, weight) == pytest.approx(concordance(*many), rel=1e-12)
+    assert concordance(score, grade, torch.ones(80)) == concordance(score, grade)
+
+
 def test_bootstrap_knows_the_standard_error_of_a_mean() -> None:
     values = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     interval = bootstrap(lambda rows: float(values[rows].mean()), list(range(400)))

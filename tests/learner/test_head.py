@@ -14,6 +14,7 @@ from plaudit_learner.policy import PromptReply
 from plaudit_learner.reward import head
 from plaudit_learner.reward.head import Rows
 from plaudit_learner.reward.judgements import Preference, Rating, Vote
+from plaudit_learner.reward.validation import HeldOut, measure
 
 ITEM = PromptReply((1,), (2,), True)
 
@@ -114,6 +115,53 @@ def test_all_three_kinds_share_the_weights() -> None:
         Rows.of(torch.cat([parts[0], parts[1] * signs, parts[2]]), votes, [Preference(ITEM, ITEM)] * 300, stars), 1e-4
     )
     torch.testing.assert_close(found.weight_K, weight, atol=0.25, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["thumbs", "ratings", "preferences"])
+def test_a_weight_of_two_is_two_judgements(kind: str) -> None:
+    """In the weights, in the edges, in the class balance, and in what is known."""
+    x, penalty = normal(60, 3, seed=0), 0.05
+    latent = x[:, 0] + logistic(60, seed=1)
+    weights = [float(1 + i % 2) for i in range(60)]
+
+    def rows(copies: list[int], weight: list[float]) -> Rows:
+        if kind == "thumbs":
+            votes = [Vote(ITEM, bool(latent[i] > 0.7), weight=w) for i, w in zip(copies, weight, strict=True)]
+            return Rows.of(x[copies], votes, [], [])
+        if kind == "ratings":
+            points = 1 + sum((latent > edge).long() for edge in (-1.5, -0.5, 0.5, 1.5))
+            stars = [Rating(ITEM, int(points[i]), weight=w) for i, w in zip(copies, weight, strict=True)]
+            return Rows.of(x[copies], [], [], stars)
+        sign = torch.where(latent > 0, 1.0, -1.0)[:, None]
+        return Rows.of((x * sign)[copies], [], [Preference(ITEM, ITEM, weight=w) for w in weight], [])
+
+    weighted = rows(list(range(60)), weights)
+    copies = [i for i in range(60) for _ in range(1 + i % 2)]
+    repeated = rows(copies, [1.0] * len(copies))
+    one, other = head.fit(weighted, penalty), head.fit(repeated, penalty)
+    torch.testing.assert_close(one.weight_K, other.weight_K, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(one.edges_C, other.edges_C, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        covariance(one, weighted, penalty), covariance(one, repeated, penalty), atol=1e-9, rtol=1e-9
+    )
+
+
+def test_held_out_figures_by_hand() -> None:
+    """Thumbs up of weight 1 and 0.5, down of 0.25; two preferences of 1 and 0.5, the second wrong."""
+    votes = [Vote(ITEM, True), Vote(ITEM, True, weight=0.5), Vote(ITEM, False, weight=0.25)]
+    pairs = [Preference(ITEM, ITEM), Preference(ITEM, ITEM, weight=0.5)]
+    rows = Rows.of(torch.zeros(5, 1, dtype=torch.float64), votes, pairs, [])
+    margin = torch.tensor([1.0, -1.0, 0.0, 2.0, -2.0], dtype=torch.float64)
+    likelihood = torch.tensor([-0.1, -0.2, -0.4, -0.3, -0.6], dtype=torch.float64)
+    found = measure(HeldOut(margin, likelihood, margin, []), rows, penalty=0.1, users=0, by_user=False)
+    assert (found.votes, found.preferences) == (3, 2)
+    assert found.approval == pytest.approx(1.5 / 1.75)
+    assert found.auc == pytest.approx((0.25 * 1) / (0.25 * 1.5))
+    assert found.accuracy == pytest.approx((1 + 0.25 + 1) / 3.25)
+    assert found.pair_accuracy == pytest.approx(1 / 1.5)
+    assert found.bce == pytest.approx((0.1 + 0.5 * 0.2 + 0.25 * 0.4 + 0.3 + 0.5 * 0.6) / 3.25)
+    entropy = -1.5 * math.log(1.5 / 1.75) - 0.25 * math.log(0.25 / 1.75)
+    assert found.bce_constant == pytest.approx((entropy + 1.5 * math.log(2)) / 3.25)
 
 
 def test_another_start_gives_the_same_answer() -> None:

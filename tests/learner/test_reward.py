@@ -82,6 +82,26 @@ def test_weight_zero_silences_a_vote() -> None:
     assert auc(model.score_features(features), torch.tensor([v.liked for v in votes])) > 0.95
 
 
+def test_equal_weights_are_no_weights() -> None:
+    features, votes = synthetic(200, seed=0)
+    half = [dataclasses.replace(vote, weight=0.5) for vote in votes]
+    whole, halved = fit_features(features, votes), fit_features(features, half)
+    torch.testing.assert_close(halved.score_features(features), whole.score_features(features), atol=1e-4, rtol=1e-4)
+    assert halved.metrics.auc == whole.metrics.auc
+    assert (halved.deviation(features) > whole.deviation(features)).all(), "half as much is known"
+
+
+def test_a_flood_of_little_weight_sets_no_scale() -> None:
+    """Two thousand strange replies that together weigh as one: neither mean nor scale of the features follow them."""
+    features, votes = synthetic(200, seed=0)
+    strange = torch.full((2000, D), 5.0)
+    flood = [Vote(PromptReply((9, i % 50), (i,), False), i % 2 == 0, weight=1 / 2000) for i in range(2000)]
+    alone, flooded = fit_features(features, votes), fit_features(torch.cat([features, strange]), [*votes, *flood])
+    test, _ = synthetic(300, seed=1)
+    torch.testing.assert_close(flooded.weights["mean_D"], alone.weights["mean_D"], atol=0.3, rtol=0)
+    assert correlation(alone.margin(test), flooded.margin(test)) > 0.97
+
+
 def test_scores_are_standardised_and_clipped() -> None:
     features, votes = synthetic(400, seed=0)
     model = fit_features(features, votes)

@@ -245,17 +245,18 @@ class Experience:
     def votes(self, aspect: str, window: int) -> list[Vote]:
         """Thumbs that stand on the last `window` replies, oldest first; those whose reply is not here yet wait."""
         thumbs = self._votes(aspect, window, (1, -1))
-        return [Vote(item, value == 1, user=user, aspect=aspect) for item, value, user in thumbs]
+        return [Vote(item, value == 1, 1.0, user, aspect, *source) for item, value, user, source in thumbs]
 
     def ratings(self, aspect: str, window: int) -> list[Rating]:
         """Ratings that stand on the last `window` replies, oldest first."""
         stars = self._votes(aspect, window, range(_RATED + 1, _RATED + 6))
-        return [Rating(item, value - _RATED, user=user, aspect=aspect) for item, value, user in stars]
+        return [Rating(item, value - _RATED, 1.0, user, aspect, *source) for item, value, user, source in stars]
 
     def preferences(self, aspect: str, window: int) -> list[Preference]:
         """Preferences that stand between two of the last `window` replies to the same prompt."""
         rows = self._db.execute(
-            "SELECT i.prompt, i.reply, i.finish_reason, w.reply, w.finish_reason, s.user"
+            "SELECT i.prompt, i.reply, i.finish_reason, w.reply, w.finish_reason,"
+            " s.user, i.policy_version, i.user, s.response_id, s.at"
             " FROM standing AS s JOIN interactions AS i ON i.response_id = s.response_id"
             " JOIN interactions AS w ON 'over ' || w.response_id = s.slot AND w.prompt_key = i.prompt_key"
             " WHERE s.aspect = :aspect AND i.at >= iif(i.policy_version = :foreign, :imported, :live)"
@@ -263,8 +264,8 @@ class Experience:
             {"aspect": aspect, **self._window(window)},
         )
         return [
-            Preference(_reply(prompt, better, i), _reply(prompt, worse, w), user=user, aspect=aspect)
-            for prompt, better, i, worse, w, user in rows
+            Preference(_reply(prompt, better, i), _reply(prompt, worse, w), 1.0, user, aspect, *_source(user, *more))
+            for prompt, better, i, worse, w, user, *more in rows
         ]
 
     def count_votes(self, *aspects: str) -> int:
@@ -320,33 +321,49 @@ class Experience:
         )
         return {key: _tokens(prompt) for key, prompt in rows}
 
+    def askers(self, window: int) -> dict[str, str]:
+        """Who first asked each prompt of the last `window` replies, by its key; empty: unknown. None imported."""
+        rows = self._db.execute(
+            "SELECT prompt_key, user, min(at) FROM interactions WHERE policy_version != :foreign AND at >= :live"
+            " GROUP BY prompt_key",  # SQLite takes `user` from the row of the minimum
+            self._window(window),
+        )
+        return {key: user for key, user, _ in rows}
+
     def knows(self, prompt: Sequence[int]) -> bool:
         """Whether there is a reply to this prompt."""
         query = "SELECT 1 FROM interactions WHERE prompt_key = ? LIMIT 1"
         return self._db.execute(query, (_key(array.array("I", prompt).tobytes()),)).fetchone() is not None
 
     def usual_sampling(self, window: int) -> tuple[float, int] | None:
-        """(temperature, max_tokens) most often asked for in the last `window` sampled replies; None if there is none.
+        """(temperature, max_tokens) that most users ask for in the last `window` sampled replies; None without any.
 
-        Greedy replies do not count: nothing can be learnt about alternatives from one that has none.
+        An unknown user counts each time. Greedy replies do not count: nothing can be learnt about alternatives from one
+        that has none.
         """
         row = self._db.execute(
             "SELECT temperature, max_tokens FROM interactions"
             " WHERE policy_version != :foreign AND at >= :live AND temperature > 0"
-            " GROUP BY temperature, max_tokens ORDER BY count(*) DESC, temperature, max_tokens LIMIT 1",
+            " GROUP BY temperature, max_tokens"
+            " ORDER BY count(DISTINCT iif(user = '', response_id, user)) DESC, temperature, max_tokens LIMIT 1",
             self._window(window),
         ).fetchone()
         return (float(row[0]), int(row[1])) if row else None
 
-    def _votes(self, aspect: str, window: int, values: Sequence[int]) -> list[tuple[PromptReply, int, str]]:
+    def _votes(
+        self, aspect: str, window: int, values: Sequence[int]
+    ) -> list[tuple[PromptReply, int, str, tuple[str, str, int]]]:
         rows = self._db.execute(
-            "SELECT i.prompt, i.reply, i.finish_reason, s.value, s.user"
+            "SELECT i.prompt, i.reply, i.finish_reason, s.value, s.user, i.policy_version, i.user, s.response_id, s.at"
             " FROM standing AS s JOIN interactions AS i USING (response_id)"
             " WHERE s.slot = 'vote' AND s.aspect = :aspect AND s.value IN (SELECT value FROM json_each(:values_))"
             " AND i.at >= iif(i.policy_version = :foreign, :imported, :live) ORDER BY i.at, i.response_id, s.user",
             {"aspect": aspect, "values_": json.dumps(list(values)), **self._window(window)},
         )
-        return [(_reply(prompt, reply, reason), value, user) for prompt, reply, reason, value, user in rows]
+        return [
+            (_reply(prompt, reply, reason), value, user, _source(user, *more))
+            for prompt, reply, reason, value, user, *more in rows
+        ]
 
     def _window(self, size: int) -> dict[str, int | str]:
         """When the last `size` replies began, in microseconds, of those sampled here and of those that were imported.
@@ -374,6 +391,13 @@ def _slot(record: Feedback) -> tuple[str, int, str]:
     if verdict == "comment":
         return "comment", 0, record.comment
     return "retraction", 0, ""
+
+
+def _source(user: str, version: str, asker: str, response_id: str, at: int) -> tuple[str, str, int]:
+    """Receipt, voter and time of a judgement by `user` on a reply of `version` to `asker`."""
+    # A voter is who asked: a name that was only given with the vote proves nothing. Of imports the operator's word
+    # counts: those without a user are each a voter.
+    return response_id, (user or response_id) if version == IMPORTED else asker, at
 
 
 def _key(prompt: bytes) -> str:

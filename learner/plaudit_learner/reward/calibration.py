@@ -1,5 +1,7 @@
 """How well scores tell good from bad (AUC), how well probabilities hold (ECE, Brier), and how sure that is (bootstrap).
 
+Judgements may have weights, 1 each if none are given: one of weight w counts as w of them would.
+
 Shapes: N judgements.
 """
 
@@ -21,7 +23,8 @@ RESAMPLES = 1000
 class Bin:
     """Judgements whose predicted probability lies in one tenth of 0 to 1."""
 
-    count: int
+    count: float
+    """By weight."""
     predicted: float
     """Mean probability of a thumb up."""
     observed: float
@@ -36,37 +39,44 @@ class Interval(NamedTuple):
     high: float
 
 
-def auc(score_N: Tensor, liked_N: Tensor) -> float:
+def auc(score_N: Tensor, liked_N: Tensor, weight_N: Tensor | None = None) -> float:
     """Area under the ROC curve: the probability that a liked reply scores above one that is not, ties half.
 
     nan if there is none of either kind.
     """
-    return concordance(score_N, liked_N.long())
+    return concordance(score_N, liked_N.long(), weight_N)
 
 
-def concordance(score_N: Tensor, grade_N: Tensor) -> float:
+def concordance(score_N: Tensor, grade_N: Tensor, weight_N: Tensor | None = None) -> float:
     """Probability that of two replies of different grade the better one scores higher, ties half; nan without such.
 
     Of two grades it is the AUC; of more, Harrell's C (Harrell et al. 1982). Costs N log N time for each grade.
     """
-    wins, pairs = 0.0, 0
+    weight_N = torch.ones(len(score_N), dtype=torch.float64) if weight_N is None else weight_N.double()
+    wins, pairs = 0.0, 0.0
     for grade in grade_N.unique().tolist():
-        above_N = score_N[grade_N > grade]
-        below_N = score_N[grade_N == grade].sort().values
-        lower = torch.searchsorted(below_N, above_N.contiguous()).double()
-        not_higher = torch.searchsorted(below_N, above_N.contiguous(), right=True).double()
-        wins += float((lower + not_higher).sum()) / 2
-        pairs += len(above_N) * len(below_N)
+        above_N, above_weight_N = score_N[grade_N > grade].contiguous(), weight_N[grade_N > grade]
+        below_N, order = score_N[grade_N == grade].sort()
+        below_weight_N = weight_N[grade_N == grade][order]
+        up_to = torch.cat([torch.zeros(1, dtype=torch.float64), below_weight_N.cumsum(0)])  # weight of the n lowest
+        lower, not_higher = (up_to[torch.searchsorted(below_N, above_N, right=ties)] for ties in (False, True))
+        wins += float((above_weight_N * (lower + not_higher)).sum()) / 2
+        pairs += float(above_weight_N.sum() * below_weight_N.sum())
     return wins / pairs if pairs else float("nan")
 
 
-def reliability(probability_N: Tensor, liked_N: Tensor) -> tuple[Bin, ...]:
+def reliability(probability_N: Tensor, liked_N: Tensor, weight_N: Tensor | None = None) -> tuple[Bin, ...]:
     """What was predicted beside what came, by BINS bins of equal width; those without judgements are left out."""
+    weight_N = torch.ones(len(probability_N), dtype=torch.float64) if weight_N is None else weight_N
     bin_N = (probability_N * BINS).long().clamp(0, BINS - 1)
     return tuple(
-        Bin(int(here_N.sum()), float(probability_N[here_N].mean()), float(liked_N[here_N].double().mean()))
+        Bin(
+            float(weight_N[here_N].sum()),
+            mean(probability_N[here_N], weight_N[here_N]),
+            mean(liked_N[here_N].double(), weight_N[here_N]),
+        )
         for here_N in (bin_N == number for number in range(BINS))
-        if here_N.any()
+        if weight_N[here_N].sum() > 0
     )
 
 
@@ -76,9 +86,16 @@ def ece(table: Sequence[Bin]) -> float:
     return sum(row.count * abs(row.predicted - row.observed) for row in table) / total if total else float("nan")
 
 
-def brier(probability_N: Tensor, liked_N: Tensor) -> float:
+def brier(probability_N: Tensor, liked_N: Tensor, weight_N: Tensor | None = None) -> float:
     """Mean squared error of the probabilities (Brier 1950); 0.25 for one who always says one half. nan if empty."""
-    return float((probability_N - liked_N.double()).square().mean())
+    return mean((probability_N - liked_N.double()).square(), weight_N)
+
+
+def mean(value_N: Tensor, weight_N: Tensor | None = None) -> float:
+    """nan if there is none, or none that weighs."""
+    if weight_N is None:
+        return float(value_N.mean())
+    return float((weight_N * value_N).sum() / weight_N.sum())
 
 
 def bootstrap(

@@ -7,15 +7,15 @@ judgement is predicted once, and 16 of 25 parts stay to train on. Two other ways
 (connected components) melt into one as soon as people answer common prompts; and dropping, for each prompt fold,
 everybody who voted in it leaves nearly nothing to train on when people vote more than once.
 
-With few named users there is no telling people apart: fewer than LEAST_USERS, or one who made half of the
-judgements; then folds are by prompt alone, and the report says so. An unnamed voter counts as a person of their own on
-each prompt.
+With few named users there is no telling people apart: fewer than LEAST_USERS, or one who has half of the
+judgements' weight; then folds are by prompt alone, and the report says so. An unnamed voter counts as a person of
+their own on each prompt.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -43,10 +43,16 @@ class Vote:
     item: PromptReply
     liked: bool
     weight: float = 1.0
-    """Below 1 for voters who vote very much."""
+    """0 to 1: how much it counts (experience/influence.py)."""
     user: str = ""
     """Keyed hash of the voter; empty: unknown."""
     aspect: str = DEFAULT_ASPECT
+    receipt: str = ""
+    """The reply's id; empty: of a reply that nobody else judges."""
+    voter: str = ""
+    """Who counts for whom: the user that the reply was made for, as its receipt binds it; empty: unknown."""
+    at: int = 0
+    """When it was said, in microseconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,9 @@ class Rating:
     weight: float = 1.0
     user: str = ""
     aspect: str = DEFAULT_ASPECT
+    receipt: str = ""
+    voter: str = ""
+    at: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,10 @@ class Preference:
     weight: float = 1.0
     user: str = ""
     aspect: str = DEFAULT_ASPECT
+    receipt: str = ""
+    """The preferred reply's id."""
+    voter: str = ""
+    at: int = 0
 
     @property
     def item(self) -> PromptReply:
@@ -87,6 +100,12 @@ class Judgement(Protocol):
     def user(self) -> str: ...  # noqa: D102
     @property
     def aspect(self) -> str: ...  # noqa: D102
+    @property
+    def receipt(self) -> str: ...  # noqa: D102
+    @property
+    def voter(self) -> str: ...  # noqa: D102
+    @property
+    def at(self) -> int: ...  # noqa: D102
 
 
 def prompt_folds(judgements: Sequence[Judgement]) -> Tensor:
@@ -96,8 +115,11 @@ def prompt_folds(judgements: Sequence[Judgement]) -> Tensor:
 
 def user_folds(judgements: Sequence[Judgement]) -> Tensor | None:
     """The user's fold of each (N,), or None if there are not enough users to tell apart."""
-    named = Counter(judgement.user for judgement in judgements if judgement.user)
-    if len(named) < LEAST_USERS or 2 * max(named.values()) > len(judgements):
+    named: dict[str, float] = defaultdict(float)
+    for judgement in judgements:
+        if judgement.user:
+            named[judgement.user] += judgement.weight
+    if len(named) < LEAST_USERS or 2 * max(named.values()) > sum(judgement.weight for judgement in judgements):
         return None
     keys = [f"user {judgement.user}" if judgement.user else repr(judgement.item.prompt) for judgement in judgements]
     return torch.tensor([_fold(key) for key in keys], dtype=torch.long)

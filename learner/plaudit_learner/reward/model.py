@@ -213,7 +213,9 @@ def fit_features(
     Arguments and errors are those of `fit`.
     """
     _require_terms(terms, votes, preferences, ratings)
-    mean_D, scale_D = _scaling(features_MD)
+    weights_M = [vote.weight for vote in votes] + [pair.weight for pair in preferences for _ in range(2)]
+    weights_M += [rating.weight for rating in ratings]
+    mean_D, scale_D = _scaling(features_MD, torch.tensor(weights_M))
     scaled_MD = ((features_MD - mean_D) / scale_D).double()
     weights, heads = {"mean_D": mean_D, "scale_D": scale_D}, {}
     needed = {term.aspect for term in terms}
@@ -273,13 +275,20 @@ def _fit_head(
     return tensors, metrics
 
 
-def _scaling(features_MD: Tensor) -> tuple[Tensor, Tensor]:
+def _scaling(features_MD: Tensor, weight_M: Tensor) -> tuple[Tensor, Tensor]:
     """Each feature to mean 0; then each block of the encoding, and each shape feature, to the same weight.
 
     Without it the widest block would decide alone, and the three shape features would go under among thousands.
+    Replies count as their judgements do: a flood of replies of one kind must not set the scale of a feature.
     """
-    mean_D = features_MD.mean(dim=0)
-    scale_D = features_MD.std(dim=0).clamp(min=1e-4)
+    if (weight_M == weight_M[0]).all():
+        mean_D, scale_D = features_MD.mean(dim=0), features_MD.std(dim=0)
+    else:
+        share_M = weight_M / weight_M.sum()
+        mean_D = share_M @ features_MD
+        # The unbiased estimate with shares for 1 / M; of equal ones it is the one above, but for rounding.
+        scale_D = (share_M @ (features_MD - mean_D).square() / (1 - share_M.square().sum())).sqrt()
+    scale_D = scale_D.clamp(min=1e-4)
     states = features_MD.shape[1] - SHAPE_FEATURES
     scale_D[:states] *= states**0.5
     return mean_D, scale_D

@@ -3,7 +3,7 @@
 The penalty is chosen with prompts held out; what is reported then is measured with prompts and, where there are enough
 users, users held out (`judgements.py` says how and why).
 
-Shapes: N judgements.
+Shapes: N judgements, P preferences.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from plaudit_learner.reward import head
-from plaudit_learner.reward.calibration import Bin, auc, brier, concordance, ece, reliability
+from plaudit_learner.reward.calibration import Bin, auc, brier, concordance, ece, mean, reliability
 from plaudit_learner.reward.judgements import Judgement, cells, prompt_folds, user_folds
 
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -27,6 +27,7 @@ PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 class RewardMetrics:
     """How good a head is on judgements held out by prompt and, where there are enough users, by user.
 
+    Counts are of judgements; all else is of their weight.
     Of kinds of judgement that there are none of, the older numbers are nan, and the optional ones None.
     """
 
@@ -136,26 +137,27 @@ def held_out(
 
 def measure(predicted: HeldOut, rows: head.Rows, *, penalty: float, users: int, by_user: bool) -> RewardMetrics:
     """The report on predictions of the rows."""
-    liked_N, logit_N = rows.up_N[rows.thumb_N], predicted.thumb_N[rows.thumb_N]
-    preferred_N = predicted.margin_N[rows.pair_N] > 0
-    right_N = torch.cat([(logit_N > 0) == liked_N, preferred_N]).double()
+    liked_N, logit_N, weight_N = rows.up_N[rows.thumb_N], predicted.thumb_N[rows.thumb_N], rows.weight_N[rows.thumb_N]
+    preferred_P, weight_P = (predicted.margin_N[rows.pair_N] > 0).double(), rows.weight_N[rows.pair_N]
+    right_N = torch.cat([((logit_N > 0) == liked_N).double(), preferred_P])
     probability_N = logit_N.sigmoid()
-    table = reliability(probability_N, liked_N)
+    table = reliability(probability_N, liked_N, weight_N)
+    rated_N = rows.rated_N
     return RewardMetrics(
         votes=len(liked_N),
-        preferences=len(preferred_N),
-        ratings=int(rows.rated_N.sum()),
+        preferences=len(preferred_P),
+        ratings=int(rated_N.sum()),
         users=users,
         by_user=by_user,
-        approval=float(liked_N.double().mean()),
-        auc=auc(logit_N, liked_N),
-        accuracy=float(right_N.mean()),
-        pair_accuracy=_known(float(preferred_N.double().mean())),
-        concordance=_known(concordance(predicted.margin_N[rows.rated_N], rows.points_N[rows.rated_N])),
+        approval=mean(liked_N.double(), weight_N),
+        auc=auc(logit_N, liked_N, weight_N),
+        accuracy=mean(right_N, torch.cat([weight_N, weight_P])),
+        pair_accuracy=_known(mean(preferred_P, weight_P)),
+        concordance=_known(concordance(predicted.margin_N[rated_N], rows.points_N[rated_N], rows.weight_N[rated_N])),
         bce=predicted.loss(rows.weight_N),
         bce_constant=_constant_loss(rows),
         ece=_known(ece(table)),
-        brier=_known(brier(probability_N, liked_N)),
+        brier=_known(brier(probability_N, liked_N, weight_N)),
         reliability=table,
         penalty=penalty,
     )
