@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
