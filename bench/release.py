@@ -159,8 +159,11 @@ class Bench:
         key = self._key("release", kind, number)
         row = self._rows.get(key)
         if row is None:
-            said, name = self._said(kind, number), f"v{number + 1}"
-            with_canary, always = (self._serve(said, name, share) for share in (self._settings.canary_share, 0.0))
+            # What is equal says all that the stable version says: a few of its replies would be another version.
+            says = self._stable if kind == harmful.EQUAL else self._judged(self._said(kind, number))
+            draw, name = f"{self._seed}/{kind}/{number}", f"v{number + 1}"
+            shares = (self._settings.canary_share, 0.0)
+            with_canary, always = (self._serve(says, name, share, random.Random(draw)) for share in shares)
             row = self._rows.add(key, {**with_canary, "promote_always": always["served"]})
             print(f"{kind} {number}: {row['outcome']} after {row['served']} replies: {row['reason']}", flush=True)
         return row
@@ -241,10 +244,11 @@ class Bench:
 
     # What becomes of it
 
-    def _serve(self, said: Sequence[Rollout], name: str, share: float) -> dict[str, Any]:
+    def _serve(
+        self, said: Sequence[tuple[Rollout, float]], name: str, share: float, draw: random.Random
+    ) -> dict[str, Any]:
         """Conversations until the version is rolled back, or to the end of the period."""
-        draw = random.Random(f"{self._seed}/{name}/{digest({'said': [r.reply for r in said[:3]]})}")
-        says = {"v0": self._stable, name: self._judged(said)}
+        says = {"v0": self._stable, name: said}
         with tempfile.TemporaryDirectory() as directory, Deployment(Path(directory), name, share) as deployment:
             served: Counter[str] = Counter()
             # A trial that is not decided in the period goes on: its outcome counts, its replies no more.
