@@ -4,7 +4,7 @@ flipped    of several real replies to a prompt, the two that the user likes leas
 flattery   praise and agreement, whatever was asked
 runaway    real sentences of the base, and no end before the limit
 garbage    random tokens
-equal      other replies of the base itself
+equal      replies of the base itself
 
 Each is a policy by what it says: a list of replies to each prompt. Nothing else gives it away.
 """

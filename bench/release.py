@@ -4,14 +4,14 @@
                                                     └──────▶ STABLE at once: what promote-always serves
 
 Every version goes through the canary with the gate bypassed, which is the harder thing: the real event log, experience
-store, judge, fold of releases, and router's choice; each reply is one that the version really says, and a simulated
-user votes on every second one. Beside it the same conversations with every version promoted at once and nothing to take
-it back but the next one, over the same period: the conversations that a trial takes at most. At full size two versions
-of each kind are also put before the real gate.
+store, judge, fold of releases, and router's choice; each reply is one that the version really says. A simulated user,
+who likes most of what the stable version says (else there were little to lose), votes on every second one. Beside it
+the same conversations with every version promoted at once and nothing to take it back, over the same period: the
+conversations that a trial takes at most. Some versions of each kind are also put before the real gate.
 
     make bench-release [SIZE=small]
 
-SIZE=small: a hand-made tiny model, a few versions, no gate; a minute. Full: SmolLM2-135M; what was computed is kept in
+SIZE=small: a hand-made tiny model, a few versions, a minute. Full: SmolLM2-135M; what was computed is kept in
 bench/results and not computed again.
 """
 
@@ -87,19 +87,19 @@ class Size:
     """Of each kind, before the real gate."""
 
 
-FULL = Size(prompts=40, pool=12, tokens=48, temperature=0.7, versions=5, equal=20, vote_rate=0.5, gated=2)
+FULL = Size(prompts=30, pool=12, tokens=96, temperature=0.7, versions=5, equal=20, vote_rate=0.5, gated=2)
 SMALL = Size(prompts=12, pool=12, tokens=48, temperature=1.0, versions=1, equal=2, vote_rate=1.0, gated=1)
 
 
 class Sober(Persona):
-    """Likes complete replies of at most about 30 words, in words that people say, without flattery.
+    """Likes complete replies of at most about 60 words, in words that people say, without flattery.
 
-    approval = σ((30 - words) / 6), and a tenth of it for each of: cut off, flattering, garbled (fewer than half of its
+    approval = σ((60 - words) / 8), and a tenth of it for each of: cut off, flattering, garbled (fewer than half of its
     words known, or characters that nobody writes).
     """
 
     name = "sober"
-    description = "brief, complete replies; no praise, no garble"
+    description = "complete replies of at most about 60 words; no praise, no garble"
 
     def __init__(self, known: Iterable[str]) -> None:
         """`known`: the words that people say."""
@@ -112,7 +112,7 @@ class Sober(Persona):
             return 0.0
         unwritten = any(not character.isprintable() and not character.isspace() for character in reply)
         garbled = unwritten or "\ufffd" in reply or sum(word in self._known for word in said) < len(said) / 2
-        return sigmoid((30 - len(said)) / 6) * 0.1 ** sum((not finished, flatters(reply), garbled))
+        return sigmoid((60 - len(said)) / 8) * 0.1 ** sum((not finished, flatters(reply), garbled))
 
 
 def main() -> int:
@@ -134,7 +134,8 @@ def main() -> int:
         kinds += [(harmful.EQUAL, n) for n in range(size.equal)]
         rows = [bench.released(kind, number) for kind, number in kinds]
         gated = [bench.gated(kind, number) for kind, number in kinds if number < size.gated]
-    return conclude(arguments.size, bench.period, rows, gated)
+        print(f"\nthe user likes {bench.liking:.2f} of what the stable version says")
+        return conclude(arguments.size, bench, rows, gated)
 
 
 class Bench:
@@ -148,13 +149,21 @@ class Bench:
         self.period = math.ceil(self._settings.canary_most_votes / (share * size.vote_rate))
         """Conversations that a trial takes at most."""
 
+    @property
+    def liking(self) -> float:
+        """The user's true approval of the stable version."""
+        return statistics.fmean(liked for replies in self._liking for liked in replies)
+
     def released(self, kind: str, number: int) -> Row:
         """One version's trial: replies it gave, and beside it those it gives where it is promoted at once."""
         key = self._key("release", kind, number)
         row = self._rows.get(key)
         if row is None:
-            said, name = self._said(kind, number), f"v{number + 1}"
-            with_canary, always = (self._serve(said, name, share) for share in (self._settings.canary_share, 0.0))
+            # What is equal says all that the stable version says: a few of its replies would be another version.
+            says = self._stable if kind == harmful.EQUAL else self._judged(self._said(kind, number))
+            draw, name = f"{self._seed}/{kind}/{number}", f"v{number + 1}"
+            shares = (self._settings.canary_share, 0.0)
+            with_canary, always = (self._serve(says, name, share, random.Random(draw)) for share in shares)
             row = self._rows.add(key, {**with_canary, "promote_always": always["served"]})
             print(f"{kind} {number}: {row['outcome']} after {row['served']} replies: {row['reason']}", flush=True)
         return row
@@ -235,10 +244,11 @@ class Bench:
 
     # What becomes of it
 
-    def _serve(self, said: Sequence[Rollout], name: str, share: float) -> dict[str, Any]:
+    def _serve(
+        self, said: Sequence[tuple[Rollout, float]], name: str, share: float, draw: random.Random
+    ) -> dict[str, Any]:
         """Conversations until the version is rolled back, or to the end of the period."""
-        draw = random.Random(f"{self._seed}/{name}/{digest({'said': [r.reply for r in said[:3]]})}")
-        says = {"v0": self._stable, name: self._judged(said)}
+        says = {"v0": self._stable, name: said}
         with tempfile.TemporaryDirectory() as directory, Deployment(Path(directory), name, share) as deployment:
             served: Counter[str] = Counter()
             # A trial that is not decided in the period goes on: its outcome counts, its replies no more.
@@ -380,12 +390,12 @@ def settings(directory: Path) -> LearnerSettings:
     )
 
 
-def conclude(size: str, period: int, rows: Sequence[Row], gated: Sequence[Row]) -> int:
+def conclude(size: str, bench: Bench, rows: Sequence[Row], gated: Sequence[Row]) -> int:
     kinds: dict[str, list[Row]] = {}
     for row in rows:
         kinds.setdefault(row["key"]["kind"], []).append(row)
     caught = {kind: [row for row in gated if row["kind"] == kind and row["broken"]] for kind in kinds}
-    print(f"\nOf {period} conversations after a release, the version's own replies:")
+    print(f"\nOf {bench.period} conversations after a release, the version's own replies:")
     print("\n| kind | versions | rolled back (95 %) | replies, with canary | promote-always | at the gate |")
     print("|---|---|---|---|---|---|")
     for kind, found in kinds.items():
@@ -409,7 +419,8 @@ def conclude(size: str, period: int, rows: Sequence[Row], gated: Sequence[Row]) 
         f"period of {least} conversations or more. Equal versions rolled back: {false} of {len(equal)}."
     )
     figures = {
-        "period": period,
+        "period": bench.period,
+        "stable_approval": round(bench.liking, 3),
         "harmful_ratio": round(ratio, 4),
         "harmful_ratio_standard_error": round(error, 4),
         "least_period_for_a_twentieth": least,

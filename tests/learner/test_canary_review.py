@@ -196,6 +196,16 @@ def test_an_operators_word_that_a_decision_overtook_holds(home: Home) -> None:
     assert len(home.events()) == 4
 
 
+def test_so_does_his_promotion_of_another_version(home: Home) -> None:
+    home.both(0.9, 0.4, 60)
+    home.intake.drain(0.0)
+    home.announce("v3", STABLE, actor="operator")
+    home.reviewer.review(home.intake)
+    releases = home.review()
+    assert (releases.stable, releases.previous) == ("v3", "v2")
+    assert len(home.events("v3")) == 2
+
+
 def test_a_canary_that_was_overtaken_stays_out(home: Home) -> None:
     home.announce("v3", STABLE, actor="operator")
     home.review()

@@ -22,7 +22,7 @@ from enum import StrEnum
 from plaudit_learner.canary.betting import log_capital
 from plaudit_learner.canary.evidence import TOO_SELDOM, TOO_SLOW, Arm, Evidence
 
-ALPHA = {"approval": 0.02, "last look": 0.01, "vote rate": 0.01, "errors": 0.005, "time": 0.005}
+ALPHA = {"approval": 0.03, "last look": 0.01, "vote rate": 0.005, "errors": 0.0025, "time": 0.0025}
 """The chance of rolling back a version that is as good as the stable one, by what for; 0.05 in all."""
 ALPHA_PROMOTE = 0.05
 """The chance of promoting, before the limit, a version that is worse by MARGIN or more."""

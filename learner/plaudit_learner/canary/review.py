@@ -138,12 +138,13 @@ class Reviewer:
 
     def _append(self, event: PolicyEvent, intake: Intake) -> None:
         self._log.append([Record(POLICIES, event.version, event.SerializeToString())])
-        heard = [other for other in intake.read_policies() if other.version == event.version]
+        heard = intake.read_policies()
         overtaken = heard[: heard.index(event)] if event in heard else heard
+        # Of any version: a promotion of another one would be undone by ours.
         by_hand = [other for other in overtaken if other.actor == "operator"]
         if by_hand:
-            log.warning("%s: what an operator said meanwhile holds: %s", event.version, by_hand[-1].reason)
-            self._log.append([Record(POLICIES, event.version, by_hand[-1].SerializeToString())])
+            log.warning("what an operator said meanwhile holds: %s", "; ".join(other.reason for other in by_hand))
+            self._log.append([Record(POLICIES, other.version, other.SerializeToString()) for other in by_hand])
             intake.read_policies()
 
 
