@@ -13,7 +13,8 @@ read back.) With `KAFKA_BOOTSTRAP=HOST:PORT` that broker is used, and not touche
 broker, and no plain counterpart: only kill -9 of server and learner.
 
 Before that, without faults: how long an acknowledgement takes, in short phases, ours and the plain one in turn, and
-ours while the broker is stopped.
+ours while the broker is stopped. The readers (learner, plain consumer) start after that: they run elsewhere in
+production, and on two cores a time with them is mostly theirs; it is told, too.
 
     make bench-votes [ARGS="--log sqlite --votes N --kills N"] [SIZE=small]
 """
@@ -30,7 +31,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,7 +72,7 @@ class Size:
     """Seconds without news after which what has not come is lost."""
 
 
-FULL = Size(votes=100_000, kills=20, clients=64, chats=200, pairs=5, timed=1500, away=15.0, quiet=60.0)
+FULL = Size(votes=100_000, kills=20, clients=64, chats=200, pairs=9, timed=1000, away=15.0, quiet=60.0)
 SMALL = Size(votes=300, kills=3, clients=8, chats=4, pairs=1, timed=60, away=1.0, quiet=20.0)
 
 
@@ -137,6 +138,7 @@ class Stage:
     broker: Kept | None
     """None: there is none, or it is not ours to touch."""
     network: Kept | None
+    start_readers: Callable[[], Awaitable[None]]
 
 
 def main() -> int:
@@ -161,9 +163,12 @@ async def measure(arguments: argparse.Namespace, size: Size, data: Path) -> int:
     async with running(arguments.log, data) as stage:
         say(began, "all serve")
         await chat(stage.ours, size.chats)
-        timed = await latencies(stage, size)
+        timed = await latencies(stage, size, "alone")
         figures |= timed
         say(began, f"timed: {timed}")
+        await stage.start_readers()
+        if arguments.size == "full":
+            figures["with the readers on the same cores"] = await latencies(stage, replace(size, pairs=2), "together")
         faults = await under_faults(stage, size, arguments.seed)
         figures |= faults
         say(began, f"all is acknowledged: {faults}")
@@ -244,28 +249,25 @@ async def running(kind: str, data: Path) -> AsyncIterator[Stage]:
             "--max-tokens=64",
             "--default-max-tokens=16",
         )
-        learner = await start(
-            "learner",
-            "-m",
-            "plaudit_learner.app",
-            *common,
-            f"--state-dir={data / 'learner'}",
-            "--votes-per-round=1000000000",
-        )
-        victims = {"server": [server], "learner": [learner]}
-        plain = None
+        victims, plain = {"server": [server]}, None
         if kind == "kafka":
             plain_port = free_port()
             victims["server"].append(await start("plain", "-m", "bench.votes_plain", "serve", str(plain_port), address))
-            database = str(data / "plain.sqlite")
-            victims["learner"].append(await start("consumer", "-m", "bench.votes_plain", "consume", database, address))
             plain = Side("plain", await channels(stack, plain_port), None)
             await until_listening(f"127.0.0.1:{plain_port}", 120)
+
+        async def start_readers() -> None:
+            learner = ["-m", "plaudit_learner.app", *common, f"--state-dir={data / 'learner'}"]
+            victims["learner"] = [await start("learner", *learner, "--votes-per-round=1000000000")]
+            if plain is not None:
+                consumer = ["-m", "bench.votes_plain", "consume", str(data / "plain.sqlite"), address]
+                victims["learner"].append(await start("consumer", *consumer))
+
         ours = Side("ours", await channels(stack, port), Receipts.from_file(key, 86400))
         async with asyncio.timeout(300):
             while not await serves(ours.clients[0]):
                 await asyncio.sleep(0.2)
-        yield Stage(data, ours, plain, victims, broker, network)
+        yield Stage(data, ours, plain, victims, broker, network, start_readers)
 
 
 async def channels(stack: AsyncExitStack, port: int) -> list[AsyncClient]:
@@ -283,31 +285,31 @@ async def chat(side: Side, count: int) -> None:
     await side.send([line])
 
 
-async def latencies(stage: Stage, size: Size) -> dict[str, dict[str, float]]:
+async def latencies(stage: Stage, size: Size, title: str) -> dict[str, dict[str, float]]:
     """Times to acknowledgement without faults, phase by phase."""
     p99s: dict[str, list[float]] = {"ours": [], "plain": [], "ours away": []}
     medians: dict[str, list[float]] = {name: [] for name in p99s}
 
     async def phase(name: str, side: Side, number: int) -> None:
-        lines = history(f"{name.replace(' ', '-')}-{number}", size.timed, PACED_CLIENTS, number)
+        lines = history(f"{title}-{name.replace(' ', '-')}-{number}", size.timed, PACED_CLIENTS, number)
         times = sorted(await side.send(lines, PACE_SECONDS))
         p99s[name].append(times[int(0.99 * (len(times) - 1))])
         medians[name].append(statistics.median(times))
 
     for number in range(size.pairs):
-        if stage.plain is not None:
-            await phase("plain", stage.plain, number)
-        await phase("ours", stage.ours, number)
+        sides = [side for side in (stage.plain, stage.ours) if side is not None]
+        for side in sides if number % 2 else reversed(sides):  # neither always goes first
+            await phase(side.name, side, number)
         if stage.broker is not None:
             stage.broker.pause()
             await phase("ours away", stage.ours, number)
             stage.broker.go_on()
-            await until_in_log(stage.ours, f"back-{number}")
+            await until_in_log(stage.ours, f"{title}-back-{number}")
     figures = {f"{name} p99, ms": spread([1000 * p99 for p99 in values]) for name, values in p99s.items() if values}
     figures |= {f"{name} median, ms": spread([1000 * m for m in values]) for name, values in medians.items() if values}
-    for title, name in (("ours/plain p99, up", "ours"), ("ours away/plain up p99", "ours away")):
+    for ratio, name in (("ours/plain p99, up", "ours"), ("ours away/plain up p99", "ours away")):
         if p99s["plain"] and p99s[name]:
-            figures[title] = spread([a / b for a, b in zip(p99s[name], p99s["plain"], strict=True)])
+            figures[ratio] = spread([a / b for a, b in zip(p99s[name], p99s["plain"], strict=True)])
     return figures
 
 
@@ -391,6 +393,8 @@ async def settled(read: Callable[[], Found], expected: dict[str, Verdict], keys:
 
 def ours_found(data: Path) -> Found:
     """What the learner's store holds. A key that is there for two replies or users would count twice."""
+    if not (data / "learner" / "experience.sqlite").exists():
+        return Found()
     with database(data / "learner" / "experience.sqlite") as db:
         keys = dict(db.execute("SELECT feedback_id, count(*) FROM statements GROUP BY feedback_id"))
         votes = db.execute("SELECT response_id, value FROM standing WHERE slot = 'vote'")
@@ -399,6 +403,8 @@ def ours_found(data: Path) -> Found:
 
 def plain_found(data: Path) -> Found:
     """What the plain consumer has written; the last word on a reply is its last row."""
+    if not (data / "plain.sqlite").exists():
+        return Found()
     with database(data / "plain.sqlite") as db:
         keys = dict(db.execute("SELECT key, count(*) FROM votes GROUP BY key"))
         stands: dict[str, Verdict] = dict(db.execute("SELECT reply, verdict FROM votes ORDER BY rowid"))

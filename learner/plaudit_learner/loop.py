@@ -38,6 +38,7 @@ from plaudit_learner.rounds import Round
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
+_GATHER_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
 _REWARD_MODELS = "reward-models"  # within the state directory, by round
 
@@ -79,7 +80,10 @@ class Learner:
                 self._metrics.tally(self._store.tallies(self._settings.aspect))
                 while True:
                     self._metrics.stage.state("waiting")
-                    self._take_in(_POLL_SECONDS)
+                    if self._take_in(_POLL_SECONDS):
+                        # Not each record as it comes: with every read the log, the disk and a core are busy, which on
+                        # a small machine is felt in serving.
+                        time.sleep(_GATHER_SECONDS)
                     self._canaries.review(self._intake)
                     if self._due():
                         self._round()
@@ -87,12 +91,13 @@ class Learner:
                 log.warning("%s; trying again", error)
                 time.sleep(_RETRY_SECONDS)
 
-    def _take_in(self, timeout: float) -> None:
+    def _take_in(self, timeout: float) -> int:
         taken = self._intake.drain(timeout)
         self._metrics.lag.set(self._intake.lag())
         if taken:
             self._metrics.records.inc(taken)
             self._metrics.tally(self._store.tallies(self._settings.aspect))
+        return taken
 
     def _due(self) -> bool:
         if on_trial(self._intake.releases):

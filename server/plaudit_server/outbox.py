@@ -1,6 +1,7 @@
 """What this server has to say to the event log, written down before it is acknowledged.
 
-    append() ──▶ pending ──▶ event log                        (batched: one write for all that came meanwhile)
+    append() ──▶ pending ──▶ event log                        (batched: one write for all that came meanwhile, and
+                    │                                          the next one without waiting where the log can do so)
                     │ slow, away, or the spool is not empty
                     ▼
                   spool (SQLite, fsynced) ──drain, in order──▶ event log, when it is back
@@ -36,13 +37,14 @@ from plaudit_server.refused import Refused
 log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 0.2
+_NO_ANSWER = f"no answer for {_PATIENCE_SECONDS:g} s"
 _RETRY_SECONDS = 1.0
 _WRITE_BATCH = 1000
 _DRAIN_BATCH = 500
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
-_Pending = list[tuple[Record, "asyncio.Future[Durability.ValueType]", float]]
+_Batch = list[tuple[Record, "asyncio.Future[Durability.ValueType]"]]
 
 
 class Outbox:
@@ -58,8 +60,12 @@ class Outbox:
         self._limit = limit
         self._drained = from_beginning(self._spool, *TOPICS)
         self._spooled, self._oldest = self._remaining()
-        self._writing: _Pending = []
-        self._pending: _Pending = []
+        self._spooling = 0
+        """Batches on their way to the spool, not counted as spooled yet."""
+        self._pending: _Batch = []
+        self._held: dict[asyncio.Future[Durability.ValueType], float] = {}
+        """What is not acknowledged yet, in its order, and when it was handed in."""
+        self._following: set[asyncio.Task[None]] = set()
         self._wake, self._filled = asyncio.Event(), asyncio.Event()
         self._closing = self._ended = False
         self._log_thread = ThreadPoolExecutor(1, "outbox-log")
@@ -69,12 +75,13 @@ class Outbox:
 
     def depth(self) -> int:
         """Records that are not in the event log yet."""
-        return self._spooled + len(self._writing) + len(self._pending)
+        return self._spooled + len(self._held)
 
     def age(self) -> float:
         """Seconds since the oldest of them was handed in, by the wall clock, over restarts too; 0 if there is none."""
-        waiting = self._writing or self._pending  # replaced and never shortened: the metrics' thread may look
-        oldest = self._oldest if self._oldest is not None else waiting[0][2] if waiting else None
+        oldest = self._oldest
+        if oldest is None:
+            oldest = next(iter(list(self._held.values())), None)  # a copy: this is the metrics' thread
         return 0.0 if oldest is None else max(0.0, time.time() - oldest)
 
     def append(self, record: Record) -> asyncio.Future[Durability.ValueType]:
@@ -94,7 +101,8 @@ class Outbox:
         future: asyncio.Future[Durability.ValueType] = asyncio.get_running_loop().create_future()
         # Whoever has gone away meanwhile does not ask; what went wrong is logged where it does.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._pending.append((record, future, time.time()))
+        self._held[future] = time.time()
+        self._pending.append((record, future))
         self._wake.set()
         return future
 
@@ -107,12 +115,11 @@ class Outbox:
                 task.result()
         finally:
             self._ended = True
-            for task in tasks:
+            for task in (*tasks, *self._following):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for _, future, _ in [*self._writing, *self._pending]:  # none, unless something unforeseen was raised
-                if not future.done():
-                    future.set_exception(EventLogUnavailable("the outbox has failed"))
+            await asyncio.gather(*tasks, *self._following, return_exceptions=True)
+            # None is held, unless something unforeseen was raised.
+            self._settle(list(self._held), EventLogUnavailable("the outbox has failed"))
             # Not waited for: a write to a log that is away ends when whoever owns the log closes it.
             self._log_thread.shutdown(wait=False, cancel_futures=True)
             self._spool_thread.shutdown(wait=False, cancel_futures=True)
@@ -127,48 +134,76 @@ class Outbox:
     async def _write_pending(self) -> None:
         while self._pending or not self._closing:
             await self._wake.wait()
-            self._writing, self._pending = self._pending[:_WRITE_BATCH], self._pending[_WRITE_BATCH:]
-            if self._writing:
-                await self._write()
+            batch, self._pending = self._pending[:_WRITE_BATCH], self._pending[_WRITE_BATCH:]
+            if batch:
+                await self._write(batch)
             elif not self._closing:
                 self._wake.clear()
+        while self._following:
+            await asyncio.wait(self._following)
 
-    async def _write(self) -> None:
-        """Write one batch where it can be written, and say where that was."""
-        records = [record for record, _, _ in self._writing]
-        outcome: Durability.ValueType | EventLogUnavailable = Durability.DURABILITY_EVENT_LOG
-        if self._spooled or not await self._taken(records):
-            try:
-                await self._in(self._spool_thread, self._spool.append, records)
-                outcome = Durability.DURABILITY_OUTBOX
-                if self._oldest is None:
-                    self._oldest = self._writing[0][2]
-                self._spooled += len(records)
-                self._filled.set()
-            except EventLogUnavailable as error:
-                log.error("%d records could not be written anywhere: %s", len(records), error)
-                outcome = error
-        written, self._writing = self._writing, []
-        for _, future, _ in written:
+    async def _write(self, batch: _Batch) -> None:
+        """Write one batch, or begin to: where the log takes the next one meanwhile, `_follow` sees to the answer."""
+        if self._spooled or self._spooling:
+            await self._spool_batch(batch)
+            return
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        beginning = self._in(self._log_thread, self._log.begin, [record for record, _ in batch])
+        begun, _ = await asyncio.wait({beginning}, timeout=_PATIENCE_SECONDS)
+        if not begun:
+            beginning.add_done_callback(lambda late: late.cancelled() or late.exception())
+            await self._spool_batch(batch, _NO_ANSWER)
+            return
+        following = asyncio.create_task(self._follow(batch, asyncio.wrap_future(beginning.result()), deadline))
+        self._following.add(following)
+        following.add_done_callback(self._following.discard)
+
+    async def _follow(self, batch: _Batch, appending: asyncio.Future[None], deadline: float) -> None:
+        """Acknowledge a batch when the log has taken it; if it does not soon, spool it.
+
+        It may take it later, but before anything that is drained, as both go through the log's one thread.
+        """
+        done, _ = await asyncio.wait({appending}, timeout=max(0.0, deadline - time.monotonic()))
+        appending.add_done_callback(lambda late: late.cancelled() or late.exception())
+        if not done:
+            await self._spool_batch(batch, _NO_ANSWER)
+        elif error := appending.exception():
+            await self._spool_batch(batch, str(error))
+        else:
+            self._settle([future for _, future in batch], Durability.DURABILITY_EVENT_LOG)
+
+    async def _spool_batch(self, batch: _Batch, why: str | None = None) -> None:
+        if why is not None:
+            log.warning("the event log does not take %d records, they go to the outbox: %s", len(batch), why)
+        futures = [future for _, future in batch]
+        self._spooling += 1
+        try:
+            await self._in(self._spool_thread, self._spool.append, [record for record, _ in batch])
+        except EventLogUnavailable as error:
+            log.error("%d records could not be written anywhere: %s", len(batch), error)
+            self._settle(futures, error)
+        else:
+            if self._oldest is None:
+                self._oldest = self._held[futures[0]]
+            self._spooled += len(batch)
+            self._filled.set()
+            self._settle(futures, Durability.DURABILITY_OUTBOX)
+        finally:
+            self._spooling -= 1
+
+    def _settle(
+        self,
+        futures: Sequence[asyncio.Future[Durability.ValueType]],
+        outcome: Durability.ValueType | EventLogUnavailable,
+    ) -> None:
+        for future in futures:
+            self._held.pop(future)
             if future.done():
                 continue  # its caller has gone away
             if isinstance(outcome, EventLogUnavailable):
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
-
-    async def _taken(self, records: list[Record]) -> bool:
-        """Whether the event log has taken them soon; it may take them later, before anything that is drained."""
-        appending = self._in(self._log_thread, self._log.append, records)
-        done, _ = await asyncio.wait({appending}, timeout=_PATIENCE_SECONDS)
-        appending.add_done_callback(lambda done: done.cancelled() or done.exception())
-        if done and appending.exception() is None:
-            return True
-        why = appending.exception() if done else f"no answer for {_PATIENCE_SECONDS:g} s"
-        if isinstance(why, BaseException) and not isinstance(why, EventLogUnavailable):
-            raise why
-        log.warning("the event log does not take %d records, they go to the outbox: %s", len(records), why)
-        return False
 
     async def _drain(self) -> None:
         """Move the spool into the event log, the oldest first, whenever the log takes it."""

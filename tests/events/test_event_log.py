@@ -76,6 +76,18 @@ def pairs(entries: list[Entry]) -> list[tuple[str, bytes]]:
     return sorted((entry.key, entry.value) for entry in entries)
 
 
+def test_what_is_begun_is_there_in_its_order_when_it_is_done(log: EventLog) -> None:
+    begun = [log.begin([Record(FEEDBACK, "key", b"%d" % number)]) for number in range(50)]
+    for done in begun:
+        done.result(timeout=20)
+    assert [entry.value for entry in read_all(log, from_beginning(log, FEEDBACK), count=50)] == [
+        b"%d" % number for number in range(50)
+    ]
+    log.close()
+    with pytest.raises(EventLogUnavailable):
+        log.begin([Record(FEEDBACK, "key", b"late")]).result(timeout=20)
+
+
 def test_what_is_appended_is_read(log: EventLog) -> None:
     before = time.time()
     records = [

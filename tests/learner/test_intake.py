@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -95,6 +98,32 @@ def test_what_was_rolled_back_is_taken_in_by_the_next_drain(log: EventLog, store
     other.close()
     assert intake.drain(0) == 2
     assert len(store.prompts(10)) == 1
+
+
+@pytest.mark.kafka
+def test_a_steady_stream_of_votes_does_not_keep_the_learner_from_learning(
+    kafka_bootstrap: str, store: Experience
+) -> None:
+    over = threading.Event()
+    said: list[int] = []
+
+    def vote(log: EventLog) -> None:
+        while not over.wait(0.05):
+            say(log, feedback(f"r{len(said)}", key="k", time=1, thumb=UP))
+            said.append(1)
+
+    with open_log(f"kafka://{kafka_bootstrap}?prefix=test-{uuid.uuid4().hex}.") as log, ThreadPoolExecutor(2) as pool:
+        intake = Intake(log, store)
+        intake.start()
+        voting = pool.submit(vote, log)
+        try:
+            assert pool.submit(intake.drain, 5.0).result(timeout=30) > 0
+        finally:
+            over.set()
+        voting.result()
+        while intake.drain(0):
+            pass
+        assert sum(store.positions(log.identity).values()) == len(said)
 
 
 def test_poison_goes_to_dead_letters_and_the_rest_goes_on(log: EventLog, store: Experience) -> None:

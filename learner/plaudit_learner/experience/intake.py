@@ -74,6 +74,8 @@ class Intake:
                 self._store.set_positions(self._identity, following)
             self._positions = following  # only now: what was rolled back is read again
             taken += len(entries)
+            if not self.lag():
+                break  # as far as that read saw; a steady stream of votes would else be read for ever
         self.read_policies()
         return taken
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -92,6 +93,18 @@ class EventLog(ABC):
 
         Records of one key stay in order. Raises EventLogUnavailable; RecordRefused if trying again is of no use.
         """
+
+    def begin(self, records: Sequence[Record]) -> Future[None]:
+        """Begin to append all, in the order of calls from one thread; the future is done when they are durable.
+
+        It fails as `append` does, which is what this does where a log takes one batch after the other.
+        """
+        done: Future[None] = Future()
+        try:
+            done.set_result(self.append(records))
+        except EventLogUnavailable as error:
+            done.set_exception(error)
+        return done
 
     @abstractmethod
     def partitions(self, topic: str) -> Sequence[int]:

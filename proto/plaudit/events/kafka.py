@@ -17,6 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from plaudit.events import (
@@ -121,7 +122,24 @@ class KafkaLog(EventLog):
     def append(self, records: Sequence[Record]) -> None:
         """Append all; acknowledged by all in-sync replicas when it returns."""
         with self._connected() as connection:
-            connection.send([(self._prefix + record.topic, record.key.encode(), record.value) for record in records])
+            connection.send(self._addressed(records))
+
+    def begin(self, records: Sequence[Record]) -> Future[None]:
+        """As `EventLog.begin`; several batches may be on their way at once. A failure keeps the connection."""
+        done: Future[None] = Future()
+
+        def settle(error: KafkaError | None) -> None:
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(self._explained(error))
+
+        try:
+            with self._connected() as connection:
+                connection.begin(self._addressed(records), settle)
+        except EventLogUnavailable as error:
+            done.set_exception(error)
+        return done
 
     def partitions(self, topic: str) -> Sequence[int]:
         """The partitions that Kafka has of it, which may be more than were asked for."""
@@ -181,12 +199,10 @@ class KafkaLog(EventLog):
         try:
             connection = self._connect()
             yield connection
-        except _FOR_EVER as error:
-            raise RecordRefused(f"event log kafka://{','.join(self._servers)}: {error}") from error
         except (KafkaError, RuntimeError) as error:  # RuntimeError: its event loop was closed by another thread, …
-            if connection is not None:
+            if connection is not None and not isinstance(error, _FOR_EVER):
                 self._drop(connection)
-            raise self._unavailable(str(error) or type(error).__name__) from error
+            raise self._explained(error) from error
 
     def _connect(self) -> _Connection:
         failures = self._failures
@@ -210,6 +226,14 @@ class KafkaLog(EventLog):
                 return
             self._connection = None
         connection.close()
+
+    def _addressed(self, records: Sequence[Record]) -> list[tuple[str, bytes, bytes]]:
+        return [(self._prefix + record.topic, record.key.encode(), record.value) for record in records]
+
+    def _explained(self, error: Exception) -> EventLogUnavailable:
+        if isinstance(error, _FOR_EVER):
+            return RecordRefused(f"event log kafka://{','.join(self._servers)}: {error}")
+        return self._unavailable(str(error) or type(error).__name__)
 
     def _unavailable(self, why: str) -> EventLogUnavailable:
         return EventLogUnavailable(f"event log kafka://{','.join(self._servers)}: {why}")
@@ -278,6 +302,28 @@ class _Connection:
         deadline = time.monotonic() + self._timeout + 1
         for future in futures:
             future.get(timeout=max(0.0, deadline - time.monotonic()))
+
+    def begin(self, records: Sequence[tuple[str, bytes, bytes]], settle: Callable[[KafkaError | None], None]) -> None:
+        """Send (topic, key, value)s; `settle` is called once, by any thread, when all are acknowledged or one failed.
+
+        The producer gives each one up after `delivery_timeout_ms`.
+        """
+        lock, outstanding = threading.Lock(), len(records)
+
+        def one(error: KafkaError | None) -> None:
+            nonlocal outstanding
+            with lock:
+                if outstanding == 0:
+                    return  # another one has failed before
+                outstanding = outstanding - 1 if error is None else 0
+                last = outstanding == 0
+            if last:
+                settle(error)
+
+        for topic, key, value in records:
+            future = self.producer.send(topic, key=key, value=value)
+            future.add_callback(lambda _: one(None))
+            future.add_errback(one)
 
     def fetch(self, positions: Mapping[Any, int], limit: int, seconds: float) -> dict[Any, list[Any]]:
         """What there is at `positions`, waiting up to `seconds` for it; all of it from the log of `cluster_id`."""
