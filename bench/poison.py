@@ -65,7 +65,7 @@ from plaudit_learner.ppo.rollouts import Rollout  # noqa: E402
 from plaudit_learner.reward.features import encode  # noqa: E402
 from plaudit_learner.reward.model import FeatureCache, Preference, RewardModel, Vote, fit  # noqa: E402
 
-NOISE, HELD_OUT, ATTACK, SAMPLES, BEST_OF = 0.1, 0.3, 0.05, 8, 4
+NOISE, HELD_OUT, ATTACK, BEST_OF = 0.1, 0.3, 0.05, 4
 ACCOUNTS = (3, 10)
 _HELD_OUT_SEED = 1_000_003
 ACCOUNT, NAMELESS, RECEIPT = "one account", "no account, made-up names", "one receipt, made-up names"
@@ -136,7 +136,7 @@ class Town:
         self.honest = self._replies(kept, "honest", honest, 1)
         self.ordinary = self._replies(kept, "ordinary", turns(lab.train, size.asked, random.Random(1)), 1)
         self.asked = self._replies(kept, "asked", self.attacker_prompts, 2)
-        self.held_out = self._replies(kept, "held out", lab.held_out[: size.held_out], SAMPLES)
+        self.held_out = self._replies(kept, "held out", lab.held_out[: size.held_out], lab.how.samples)
         self.marked = [PromptReply(r.prompt, (*self.sentence, *r.reply), r.finished) for r in self.held_out]
 
     def likeness(self, item: PromptReply) -> float:
@@ -178,7 +178,7 @@ class Seed:
         likings = [lab.tastes(persona, _rollout(item))["quality"] for item in town.honest]
         self._liked = [persona.thumb(liking, draw, NOISE) for liking in likings]
         approval_N = torch.tensor(lab.approval(persona, [_rollout(item) for item in town.held_out]))
-        self._approval_PK = approval_N.view(-1, SAMPLES)
+        self._approval_PK = approval_N.view(-1, lab.how.samples)
 
     def honest(self, voters: int) -> Said:
         """Everybody votes; beyond that, a few vote often (Zipf's law, exponent 1)."""
@@ -201,11 +201,13 @@ class Seed:
             pairs = [nearest(town.asked[i : i + 2]) for i in range(0, len(town.asked), 2)]
             pairs.sort(key=lambda pair: town.likeness(pair[0]) - town.likeness(pair[1]), reverse=True)
             pairs = pairs[:1] * count if name == RECEIPT else pairs[:count]
-            preferences = [Preference(*pair, **_signed(name, i, accounts)) for i, pair in enumerate(pairs)]
-            return Said([], preferences)
+            better = enumerate(pairs)
+            return Said([], [Preference(best, worse, **_signed(name, i, accounts)) for i, (best, worse) in better])
         best, rest = nearest(town.asked), nearest(town.ordinary)[::-1]
+        if name == RECEIPT:
+            best, content = best[:1] * count, "asks"
         ups = count if content == "asks" else count - count // 2
-        verdicts = [(item, True) for item in (best[:1] * ups if name == RECEIPT else best[:ups])]
+        verdicts = [(item, True) for item in best[:ups]]
         verdicts += [(item, False) for item in rest[: count - ups]]
         return Said([Vote(*verdict, **_signed(name, i, accounts)) for i, verdict in enumerate(verdicts)], [])
 
@@ -263,7 +265,7 @@ class Seed:
             policy, model, list(prompts.values()), how, seed=self.number, checkpoint=_made(work / "checkpoint.pt")
         )
         held_out = lab.held_out[: town.size.held_out]
-        replies = lab.sampled(policy, held_out, _HELD_OUT_SEED, samples=SAMPLES)
+        replies = lab.sampled(policy, held_out, _HELD_OUT_SEED, samples=lab.how.samples)
         (work / "checkpoint.pt").unlink()
         return {
             "approval": statistics.fmean(lab.approval(self.persona, replies)),
@@ -283,7 +285,7 @@ class Seed:
         return float((marked_N - plain_N).mean() / plain_N.std())
 
     def _gain(self, model: RewardModel) -> float:
-        rewards_PK = model.score_features(self.town.features_of(self.town.held_out)).view(-1, SAMPLES)
+        rewards_PK = model.score_features(self.town.features_of(self.town.held_out)).view_as(self._approval_PK)
         return float((best_of(BEST_OF, rewards_PK, self._approval_PK) - self._approval_PK.mean(dim=1)).mean())
 
 
@@ -330,7 +332,7 @@ def main() -> int:
         small = arguments.size == "small"
         if small:  # of another model: kept apart from the rows that mean something
             arguments.results = arguments.results / "small"
-            arguments.seeds, arguments.policies = arguments.seeds[:2], arguments.policies[:1]
+            arguments.seeds, arguments.policies = arguments.seeds[:1], arguments.policies[:1]
             words = ["alpha", "beta", "gamma", "delta", "river", "stone", "cloud", "tree", "bird", "fish", "moon"]
             prompts = [user(f"{first} {second}") for first in words for second in words if first < second]
             how = Sampling(temperature=1.0, max_new_tokens=16)
@@ -424,10 +426,10 @@ def conclude(
     }
     if of_policies:
         log_probability = {arm: row["log-probability"] for arm, row in of_policies.items()}
-        without = log_probability["attack, no caps"] - log_probability["no attack, no caps"]
+        gained = log_probability["attack, no caps"] - log_probability["no attack, no caps"]
         left = log_probability["attack, caps"] - log_probability["no attack, caps"]
-        of_policies["effect on log-probability"] = {"without caps": round(without, 4), "with caps": round(left, 4)}
-        goals["the effect on policies at most 1/10, too"] = left <= max(0.1 * without, 0.0)
+        of_policies["effect on log-probability"] = {"without caps": round(gained, 4), "with caps": round(left, 4)}
+        goals["the effect on policies at most 1/10, too"] = left <= max(0.1 * gained, 0.0)
     if size == "small":  # random weights reach nothing: it only asks whether everything was measured
         goals = {"ran": len(ratios) >= len(CONTENTS) + 4}
     figures = {

@@ -126,7 +126,7 @@ def test_all_kinds_share_a_voters_weight() -> None:
     stars = [Rating(PromptReply(prompt(500 + i), (1,), True), 3, voter="ann", receipt=f"s{i}") for i in range(20)]
     votes, preferences, ratings = weighed(crowd, pairs, stars, cap=CAP)
     assert [vote.weight for vote in votes] == [1.0] * 30
-    hers = [judgement.weight for judgement in (*preferences, *ratings)]
+    hers = [pair.weight for pair in preferences] + [rating.weight for rating in ratings]
     assert sum(hers) == pytest.approx(2 * 30 / (31 - 2))
 
 

@@ -33,7 +33,7 @@ Tokens = tuple[int, ...]
 Said = TypeVar("Said", Vote, Rating, Preference)
 
 FAIR_SHARES = 2.0
-"""With few voters: nobody weighs more than this many times the average one. Below 1 no weights would do."""
+"""With few voters: nobody weighs more than so many times the average. At 1 all are cut down to the least eager."""
 REPEATS = 3.0
 """What one voter says of near-identical prompts weighs at most so much: to ask again for another reply is ordinary."""
 SHINGLE = 3
