@@ -154,6 +154,7 @@ class AsyncClient:
             policies=tuple(Policy.from_proto(policy) for policy in response.policies),
             serving_version=response.serving_version,
             loaded_versions=tuple(response.loaded_versions),
+            failures=dict(response.failures),
         )
 
     async def get_policy(self, version: str) -> Policy:

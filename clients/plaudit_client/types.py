@@ -127,6 +127,8 @@ class Policies:
     """What this server gives new requests."""
     loaded_versions: tuple[str, ...]
     """What may be asked for with `policy_version`."""
+    failures: dict[str, str]
+    """Why a version is not served here though it was to be, by version."""
 
 
 _FINISH = {
