@@ -13,13 +13,14 @@ from plaudit_client.errors import (
     Unavailable,
 )
 from plaudit_client.reply import Reply
-from plaudit_client.types import Durability, FinishReason, GateCheck, Message, Policies, Policy, Token, Usage
+from plaudit_client.types import Durability, Erased, FinishReason, GateCheck, Message, Policies, Policy, Token, Usage
 
 __all__ = [
     "AsyncClient",
     "Cancelled",
     "DeadlineExceeded",
     "Durability",
+    "Erased",
     "FailedPrecondition",
     "FinishReason",
     "GateCheck",

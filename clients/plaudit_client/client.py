@@ -21,10 +21,12 @@ from plaudit.v1.policy_pb2 import (
     RollbackPolicyRequest,
 )
 from plaudit.v1.policy_pb2_grpc import PolicyServiceStub
+from plaudit.v1.privacy_pb2 import EraseUserRequest
+from plaudit.v1.privacy_pb2_grpc import PrivacyServiceStub
 from plaudit_client.errors import Unavailable, from_rpc
 from plaudit_client.reply import Reply
 from plaudit_client.requests import chat_request, feedback_request
-from plaudit_client.types import Durability, Message, Policies, Policy
+from plaudit_client.types import Durability, Erased, Message, Policies, Policy
 
 _FEEDBACK_ATTEMPTS = 5
 _FIRST_PAUSE = 0.1  # seconds, doubled after each attempt: 1.5 s in all, longer than a server's hand-over
@@ -55,6 +57,7 @@ class AsyncClient:
         self._chat = ChatServiceStub(self._channel)
         self._feedback = FeedbackServiceStub(self._channel)
         self._policies = PolicyServiceStub(self._channel)
+        self._privacy = PrivacyServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -181,6 +184,16 @@ class AsyncClient:
         request = RollbackPolicyRequest(version=version, reason=reason)
         response = await self._call(lambda: self._policies.RollbackPolicy(request, timeout=self._timeout))
         return Policy.from_proto(response.policy), response.serving_version
+
+    async def erase_user(self, user_id: str, reason: str = "") -> Erased:
+        """Forget everything that a user said, or was told, until now; the learner follows, and trains without it.
+
+        `reason` is kept: it should name nobody. Retried as `submit_feedback`.
+        Raises InvalidRequest, ResourceExhausted, Unavailable or ServerError.
+        """
+        request = EraseUserRequest(user_id=user_id, reason=reason)
+        response = await self._insist(lambda: self._privacy.EraseUser(request, timeout=self._timeout))
+        return Erased.from_proto(response)
 
     async def healthy(self) -> bool:
         """Whether the server says that it serves (grpc.health.v1). Raises Unavailable or ServerError."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal, TypedDict
 
-from plaudit.v1 import feedback_pb2, policy_pb2, sampling_pb2
+from plaudit.v1 import feedback_pb2, policy_pb2, privacy_pb2, sampling_pb2
 
 
 class Message(TypedDict):
@@ -55,6 +55,20 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What a user said, or was told, is to be forgotten: durably written down, and followed by the learner."""
+
+    until: datetime
+    """What came up to this time; by the server's clock, in UTC."""
+    durability: Durability
+
+    @classmethod
+    def from_proto(cls, response: privacy_pb2.EraseUserResponse) -> Erased:
+        """As the server tells it."""
+        return cls(response.erased_until.ToDatetime(tzinfo=UTC), Durability.from_proto(response.durability))
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,7 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
     from plaudit_server.metrics import ServerMetrics
     from plaudit_server.outbox import Outbox
     from plaudit_server.policies import PolicyService
+    from plaudit_server.privacy import PrivacyService
     from plaudit_server.prompts import ChatTemplate
     from plaudit_server.receipts import Receipts
     from plaudit_server.router import Router
@@ -130,6 +131,7 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
             ),
             FeedbackService(receipts, outbox, settings.aspects, metrics),
             PolicyService(event_log, follower, router),
+            PrivacyService(receipts, outbox),
         )
         keeping = asyncio.create_task(engine.run(rpc.serve_chats), name="engine")
         try:

@@ -13,11 +13,14 @@ from plaudit.v1 import (
     feedback_pb2_grpc,
     policy_pb2,
     policy_pb2_grpc,
+    privacy_pb2,
+    privacy_pb2_grpc,
 )
 from plaudit_server.chat import ChatService
 from plaudit_server.feedback import FeedbackService
 from plaudit_server.interceptors import ErrorInterceptor
 from plaudit_server.policies import PolicyService
+from plaudit_server.privacy import PrivacyService
 
 _CLOSE_SECONDS = 1.0
 _SERVICES = tuple(
@@ -26,6 +29,7 @@ _SERVICES = tuple(
         (chat_pb2, "ChatService"),
         (feedback_pb2, "FeedbackService"),
         (policy_pb2, "PolicyService"),
+        (privacy_pb2, "PrivacyService"),
     )
 )
 _CHAT = chat_pb2.DESCRIPTOR.services_by_name["ChatService"].full_name
@@ -40,6 +44,7 @@ class Rpc:
         chat: ChatService,
         feedback: FeedbackService,
         policies: PolicyService,
+        privacy: PrivacyService,
     ) -> None:
         self._listen = listen
         self._health = health.aio.HealthServicer()
@@ -54,6 +59,7 @@ class Rpc:
         chat_pb2_grpc.add_ChatServiceServicer_to_server(chat, self._server)
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback, self._server)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(policies, self._server)
+        privacy_pb2_grpc.add_PrivacyServiceServicer_to_server(privacy, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from plaudit.events import (
+    ERASURES,
     FEEDBACK,
     INTERACTIONS,
     MAX_VALUE_BYTES,
@@ -44,7 +45,7 @@ if logging.getLogger("kafka").level == logging.NOTSET:
     logging.getLogger("kafka").setLevel(logging.CRITICAL + 1)
 
 _SPREAD = frozenset({INTERACTIONS, FEEDBACK})
-_COMPACTED = frozenset({POLICIES})
+_COMPACTED = frozenset({POLICIES, ERASURES})
 _MAX_BATCH_BYTES = 2 * MAX_VALUE_BYTES  # the value, its key and Kafka's framing
 _FETCH_SECONDS = 0.1  # how long a broker holds a fetch that has nothing to give
 _RETRY_SECONDS = 0.1
