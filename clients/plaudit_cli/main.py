@@ -19,6 +19,8 @@ COMMANDS = {
     "simulate": ("plaudit_cli.simulate:simulate", "Let simulated users chat and vote."),
     "import": ("plaudit_cli.import_:import_", "Import feedback that people already have."),
     "evaluate": ("plaudit_cli.evaluate:app", "Judge what was learnt by data that it was not learnt from."),
+    "dead-letters": ("plaudit_cli.dead_letters:app", "List, show and replay records that the learner could not use."),
+    "erase": ("plaudit_cli.erase:erase", "Forget everything that a user said, or was told."),
     "doctor": ("plaudit_cli.doctor:doctor", "Say what is installed, what answers, and what is wrong."),
 }
 

@@ -135,6 +135,8 @@ def _print_table(answer: Policies) -> None:
     console = Console()
     # A pipe has no width: whoever reads it wants whole lines.
     console.print(table, width=None if console.is_terminal else 10_000, soft_wrap=not console.is_terminal)
+    for version, reason in sorted(answer.failures.items()):
+        print(f"{version} cannot be served here: {reason}")
 
 
 def _of_the_gate(policy: Policy) -> dict[str, float]:

@@ -16,6 +16,7 @@ from plaudit_client.reply import Reply
 from plaudit_client.stream import Statement
 from plaudit_client.types import (
     Durability,
+    Erased,
     FinishReason,
     GateCheck,
     Message,
@@ -32,6 +33,7 @@ __all__ = [
     "Cancelled",
     "DeadlineExceeded",
     "Durability",
+    "Erased",
     "FailedPrecondition",
     "FinishReason",
     "GateCheck",

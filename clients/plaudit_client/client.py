@@ -30,12 +30,14 @@ from plaudit.v1.policy_pb2 import (
     WatchPoliciesRequest,
 )
 from plaudit.v1.policy_pb2_grpc import PolicyServiceStub
+from plaudit.v1.privacy_pb2 import EraseUserRequest
+from plaudit.v1.privacy_pb2_grpc import PrivacyServiceStub
 from plaudit_client.errors import Unavailable, from_rpc
 from plaudit_client.reply import Reply
 from plaudit_client.requests import chat_request, feedback_request
 from plaudit_client.retry import ATTEMPTS, pause
 from plaudit_client.stream import Statement, stream
-from plaudit_client.types import Durability, Message, Policies, Policy, Settled
+from plaudit_client.types import Durability, Erased, Message, Policies, Policy, Settled
 
 # A server that was restarted is found again within seconds; gRPC would look only every two minutes in the end.
 _OPTIONS = [("grpc.max_reconnect_backoff_ms", 2000)]
@@ -68,6 +70,7 @@ class AsyncClient:
         self._chat = ChatServiceStub(self._channel)
         self._feedback = FeedbackServiceStub(self._channel)
         self._policies = PolicyServiceStub(self._channel)
+        self._privacy = PrivacyServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -179,6 +182,7 @@ class AsyncClient:
             policies=tuple(Policy.from_proto(policy) for policy in response.policies),
             serving_version=response.serving_version,
             loaded_versions=tuple(response.loaded_versions),
+            failures=dict(response.failures),
         )
 
     async def get_policy(self, version: str) -> Policy:
@@ -229,6 +233,16 @@ class AsyncClient:
             raise from_rpc(error, self.address) from None
         finally:
             call.cancel()
+
+    async def erase_user(self, user_id: str, reason: str = "") -> Erased:
+        """Forget everything that a user said, or was told, until now; the learner follows, and trains without it.
+
+        `reason` is kept: it should name nobody. Retried as `submit_feedback`.
+        Raises InvalidRequest, ResourceExhausted, Unavailable or ServerError.
+        """
+        request = EraseUserRequest(user_id=user_id, reason=reason)
+        response = await self._insist(lambda: self._privacy.EraseUser(request, timeout=self._timeout))
+        return Erased.from_proto(response)
 
     async def healthy(self) -> bool:
         """Whether the server says that it serves (grpc.health.v1). Raises Unavailable or ServerError."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal, TypedDict
 
-from plaudit.v1 import feedback_pb2, policy_pb2, sampling_pb2
+from plaudit.v1 import feedback_pb2, policy_pb2, privacy_pb2, sampling_pb2
 
 
 class Message(TypedDict):
@@ -83,6 +83,20 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Erased:
+    """What a user said, or was told, is to be forgotten: durably written down, and followed by the learner."""
+
+    until: datetime
+    """What came up to this time; by the server's clock, in UTC."""
+    durability: Durability
+
+    @classmethod
+    def from_proto(cls, response: privacy_pb2.EraseUserResponse) -> Erased:
+        """As the server tells it."""
+        return cls(response.erased_until.ToDatetime(tzinfo=UTC), Durability.from_proto(response.durability))
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """One sampled token; only of replies that were asked for with `logprobs=True`."""
 
@@ -155,6 +169,8 @@ class Policies:
     """What this server gives new requests."""
     loaded_versions: tuple[str, ...]
     """What may be asked for with `policy_version`."""
+    failures: dict[str, str]
+    """Why a version is not served here though it was to be, by version."""
 
 
 _FINISH = {

@@ -66,7 +66,7 @@ def run(settings: LearnerSettings) -> None:
             down.callback(http.shutdown)
         model = base_model.resolve(settings.model, settings.model_cache.expanduser())
         event_log = down.enter_context(open_log(settings.event_log))
-        store = Experience(settings.state_dir / "experience.sqlite")
+        store = Experience(settings.state_dir / "experience.sqlite", keep=settings.window)
         down.callback(store.close)
         fingerprint = base_model.fingerprint(model)
         store.belongs_to(fingerprint)

@@ -44,7 +44,7 @@ class LearnerSettings(Settings):
     canary_most_replies: int = Field(default=1000, ge=2)
     """Replies that its share gives the canary after which the trial ends, however few votes there are."""
     window: int = Field(default=4000, ge=16)
-    """Replies that are learnt from, the most recent ones."""
+    """Replies that are learnt from and kept, the most recent ones: those sampled here, and as many imported ones."""
     max_new_tokens: int = Field(default=64, ge=4)
     """Length limit of fresh rollouts; the requests' own usual limit where that is lower. In tokens."""
     max_prompt_tokens: int = Field(default=256, ge=1)

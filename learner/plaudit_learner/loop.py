@@ -12,6 +12,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,10 @@ _RETRY_SECONDS = 2.0
 _REWARD_MODELS = "reward-models"  # within the state directory, by round
 
 
+class _BegunAnew(Exception):
+    """What the round was made from was erased: it is dropped."""
+
+
 class Learner:
     """One active learner; the event log, the policy store and the experience store are its only surroundings."""
 
@@ -70,12 +75,13 @@ class Learner:
         self._canaries = Reviewer(settings, event_log, store, metrics)
         self._in_vain = 0  # votes at which the last attempt found nothing to learn
         self._too_light = 0  # votes at which those that are new did not weigh enough
+        self._gone = 0  # votes of those then that were erased, or taken back
 
     def run(self) -> None:
         """Until killed, or stopped by an exception from a signal handler."""
         while True:
             try:
-                self._intake = Intake(self._log, self._store)
+                self._intake = Intake(self._log, self._store, self._metrics.count_letter)
                 self._intake.start()
                 self._metrics.tally(self._store.tallies(self._settings.aspect))
                 while True:
@@ -86,7 +92,10 @@ class Learner:
                         time.sleep(_GATHER_SECONDS)
                     self._canaries.review(self._intake)
                     if self._due():
-                        self._round()
+                        try:
+                            self._round()
+                        except _BegunAnew:
+                            log.info("the round is begun anew without what was erased")
             except (EventLogUnavailable, ArtifactError) as error:
                 log.warning("%s; trying again", error)
                 time.sleep(_RETRY_SECONDS)
@@ -97,14 +106,28 @@ class Learner:
         if taken:
             self._metrics.records.inc(taken)
             self._metrics.tally(self._store.tallies(self._settings.aspect))
+        if self._store.unsettled:
+            self._forget()
         return taken
+
+    def _forget(self) -> None:
+        """Drop what was derived from what was erased, on disk and in memory; what is published stays (invariant 10)."""
+        log.info("somebody's data was erased: what was derived from it is dropped")
+        rounds.drop(self._kept)
+        reward_models = self._settings.state_dir / _REWARD_MODELS
+        if reward_models.exists():
+            shutil.rmtree(reward_models)
+        self._features = {}
+        self._store.settle()  # last: killed before it, all this is done again
 
     def _due(self) -> bool:
         if on_trial(self._intake.releases):
             return False
         _, votes_then = self._last_round()
-        votes = self._store.count_votes(*self._settings.aspects)
-        new = votes - max(votes_then, self._in_vain)
+        votes, then = self._store.count_votes(*self._settings.aspects), max(votes_then, self._in_vain)
+        # Votes that are gone do not have to come again before those that are new count.
+        self._gone = max(self._gone, then - votes)
+        new = votes - then + self._gone
         if new < self._settings.votes_per_round or votes == self._too_light:
             return False
         _, weight = self._standing(new)
@@ -167,7 +190,7 @@ class Learner:
                 log.info("improved no further: %s", result.stopped)
         except (NotEnoughVotesError, NothingToImproveError) as error:
             log.info("round %d waits for more votes: %s", number, error)
-            self._in_vain = self._store.count_votes(*self._settings.aspects)
+            self._in_vain, self._gone = self._store.count_votes(*self._settings.aspects), 0
             rounds.drop(self._kept)
             return
 
@@ -175,6 +198,7 @@ class Learner:
         verdict = self._gate(policy, result.reward_model, this, reference)
 
         self._take_in(0.0)
+        self._check_kept()
         if self._intake.releases.stable != parent:
             log.info("round %d is begun again: %s became stable meanwhile", number, self._intake.releases.stable)
             return
@@ -202,6 +226,7 @@ class Learner:
             },
         )
         rounds.drop(self._kept)
+        self._gone = 0
         outcome = PolicyState.Name(event.state).removeprefix("POLICY_STATE_").lower()
         self._metrics.rounds.labels(outcome).inc()
         log.info("round %d: %s is %s: %s", number, event.version, outcome, event.reason)
@@ -310,7 +335,16 @@ class Learner:
         temperature, max_tokens = self._store.usual_sampling(settings.window) or (0.7, settings.max_new_tokens)
         return rounds.aim(settings, votes, temperature=temperature, max_new_tokens=max_tokens)
 
+    def _check_kept(self) -> None:
+        """Raises _BegunAnew if the round was dropped meanwhile."""
+        if not self._kept.exists():
+            raise _BegunAnew
+
     def _progress(self, iterations: int, metrics: IterationMetrics) -> None:
+        # An erasure does not wait for the round's end, and no work is put into what it will undo.
+        with suppress(EventLogUnavailable):
+            self._take_in(0.0)
+        self._check_kept()
         self._metrics.ppo_reward.set(metrics.reward)
         self._metrics.ppo_kl.set(metrics.kl)
         self._metrics.ppo_entropy.set(metrics.entropy)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge
 
+from plaudit.events import ERASURES, FEEDBACK, INTERACTIONS
 from plaudit_learner.experience.store import Tally
 
 if TYPE_CHECKING:
@@ -26,6 +27,14 @@ class LearnerMetrics:
             "plaudit_event_log_lag", "Records in the event log that the learner has not taken in.", registry=registry
         )
         self.records = Counter("plaudit_learner_records", "Records taken in.", registry=registry)
+        self.dead_letters = Counter(
+            "plaudit_dead_letters",
+            "Records put aside because they cannot be used, by topic.",
+            ["topic"],
+            registry=registry,
+        )
+        for topic in (INTERACTIONS, FEEDBACK, ERASURES):
+            self.dead_letters.labels(topic)  # 0 until there is one, so that an alert sees the first
         self.votes = Gauge(
             "plaudit_votes",
             "Thumbs that stand, each counted once, by version voted on and thumb.",
@@ -116,8 +125,14 @@ class LearnerMetrics:
             self.canary_replies.labels(side).set(arm.replies)
         self.canary_harm.set(harm)
 
+    def count_letter(self, topic: str) -> None:
+        """Say that a record of `topic` was put aside."""
+        self.dead_letters.labels(topic).inc()
+
     def tally(self, tallies: Mapping[str, Tally]) -> None:
-        """Say how each version is liked."""
+        """Say how each version is liked, and of no other."""
+        self.votes.clear()
+        self.approval.clear()
         for version, tally in tallies.items():
             self.votes.labels(version, "up").set(tally.up)
             self.votes.labels(version, "down").set(tally.down)

@@ -72,11 +72,13 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
     from plaudit.events import open_log
     from plaudit_server.chat import ChatService
     from plaudit_server.engine import PolicyVersion
+    from plaudit_server.engine_keeper import KeptEngine
     from plaudit_server.feedback import FeedbackService
     from plaudit_server.follower import Follower
     from plaudit_server.metrics import ServerMetrics
     from plaudit_server.outbox import Outbox
     from plaudit_server.policies import PolicyService
+    from plaudit_server.privacy import PrivacyService
     from plaudit_server.prompts import ChatTemplate
     from plaudit_server.receipts import Receipts
     from plaudit_server.router import Router
@@ -97,9 +99,10 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
             down.callback(http.shutdown)
         event_log = await asyncio.to_thread(open_log, settings.event_log)
         down.callback(event_log.close)
-        engine = make_engine(settings, model)
+        kept = make_engine(settings, model)
+        engine = KeptEngine(kept, attempts=settings.engine_restarts, metrics=metrics)
         down.push_async_callback(engine.stop)
-        log.info("starting %s on %s", type(engine).__name__, model.name)
+        log.info("starting %s on %s", type(kept).__name__, model.name)
         await engine.start()
         router = Router(PolicyVersion(name="v0", adapter=None))
         outbox = Outbox(event_log, settings.state_dir / "outbox.sqlite", limit=settings.outbox_limit, metrics=metrics)
@@ -115,7 +118,6 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
         )
         following = asyncio.create_task(follower.run(), name="follower")
         writing = asyncio.create_task(outbox.run(), name="outbox")
-        watching = asyncio.create_task(_watch(engine), name="engine")
         rpc = Rpc(
             settings.listen,
             ChatService(
@@ -129,22 +131,24 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
             ),
             FeedbackService(receipts, outbox, settings.aspects, metrics),
             PolicyService(event_log, follower, router),
+            PrivacyService(receipts, outbox),
         )
+        keeping = asyncio.create_task(engine.run(rpc.serve_chats), name="engine")
         try:
             stopping = asyncio.create_task(stop.wait(), name="stop")
-            await _first(asyncio.create_task(follower.caught_up.wait()), stopping, following, writing, watching)
+            await _first(asyncio.create_task(follower.caught_up.wait()), stopping, following, writing, keeping)
             if not stop.is_set():
                 address = await rpc.start()
                 log.info("serving %s at %s", router.serving.name, address)
                 if started is not None:
                     started.set_result(address)
-                await _first(stopping, following, writing, watching)
+                await _first(stopping, following, writing, keeping)
             log.info("draining: %d streams running", rpc.running)
         finally:
             await rpc.stop(settings.drain_seconds)
-            for task in (following, watching):
+            for task in (following, keeping):
                 task.cancel()
-            await asyncio.gather(following, watching, return_exceptions=True)
+            await asyncio.gather(following, keeping, return_exceptions=True)
             outbox.close()
             await writing
         log.info("stopped")
@@ -169,15 +173,6 @@ def make_engine(settings: ServerSettings, model: Path) -> Engine:
     # In float32 unless told otherwise: the CPUs that have no vLLM seldom have bfloat16.
     dtype = "float32" if settings.dtype == "auto" else settings.dtype
     return TorchEngine(model, max_context=settings.max_context, max_running=settings.max_running, dtype=dtype)
-
-
-async def _watch(engine: Engine) -> None:
-    """Raise EngineError once the engine has died: whoever supervises this process starts it anew."""
-    from plaudit_server.engine import EngineError
-
-    while engine.healthy:  # noqa: ASYNC110 - no engine tells when it dies; each can be asked
-        await asyncio.sleep(1.0)
-    raise EngineError("the engine has died")
 
 
 async def _first(*tasks: asyncio.Task[Any]) -> None:

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _STALL_SECONDS = 120.0
 _SILENT_SECONDS = 60.0  # between two lines about interactions that could not be recorded
+_RESTART_SECONDS = 5.0  # until a dead engine may be back: torch takes seconds, vLLM half a minute
 
 _FINISH = {
     EngineFinish.STOP: FinishReason.FINISH_REASON_STOP,
@@ -117,7 +118,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
                 reply.finish_reason = FinishReason.FINISH_REASON_ERROR
                 log.error("reply %s of %s failed: %s", response_id, version.name, error)
                 raise Refusal(
-                    grpc.StatusCode.UNAVAILABLE, "the engine failed; please try again", retry_after=1.0
+                    grpc.StatusCode.UNAVAILABLE, "the engine failed; please try again", retry_after=_RESTART_SECONDS
                 ) from error
             finally:
                 # Also when the caller went away: what was sampled until then was sampled.
@@ -135,7 +136,8 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
     def _admission(self) -> Iterator[None]:
         """A place in the engine or in its queue.
 
-        Raises Refusal, at once: RESOURCE_EXHAUSTED if all places are taken, UNAVAILABLE while draining.
+        Raises Refusal, at once: RESOURCE_EXHAUSTED if all places are taken, UNAVAILABLE while draining, or
+        while the engine is down.
         """
         if self._draining:
             raise Refusal(grpc.StatusCode.UNAVAILABLE, "this server is stopping; please try another", retry_after=1.0)
@@ -145,6 +147,12 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"{self.admitted} requests are running or waiting here; try again in a second",
                 retry_after=1.0,
+            )
+        if not self._engine.healthy:
+            raise Refusal(
+                grpc.StatusCode.UNAVAILABLE,
+                "the engine is being restarted; please try again, or try another server",
+                retry_after=_RESTART_SECONDS,
             )
         self.admitted += 1
         self._idle.clear()

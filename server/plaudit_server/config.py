@@ -62,6 +62,8 @@ class ServerSettings(Settings):
     """Memory for keys and values (vLLM)."""
     outbox_limit: int = Field(default=1_000_000, ge=1)
     """Records that the outbox holds while the event log is away; past it feedback is refused."""
+    engine_restarts: int = Field(default=5, ge=0)
+    """Attempts in a row to restart a dead engine in place; after them this process ends."""
     drain_seconds: float = Field(default=30.0, ge=0)
     """How long running streams may take to finish after SIGTERM."""
     exit_with_parent: bool = False

@@ -71,6 +71,16 @@ class ServerMetrics:
         self.version_failures = Counter(
             "plaudit_version_failures", "Attempts to fetch, verify or load a version that failed.", registry=registry
         )
+        self.engine_up = Gauge(
+            "plaudit_engine_up",
+            "1 while the engine is alive and has its versions; chats are refused while it is 0.",
+            registry=registry,
+        )
+        self.engine_restarts = Counter(
+            "plaudit_engine_restarts", "Attempts to restart a dead engine, by outcome.", ["outcome"], registry=registry
+        )
+        for outcome in ("up", "failed"):
+            self.engine_restarts.labels(outcome)
         self.outbox_depth = Gauge(
             "plaudit_outbox_depth", "Records that are not in the event log yet.", registry=registry
         )

@@ -54,6 +54,7 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
             policies=[policy for policy in policies if policy is not None],
             serving_version=self._router.serving.name,
             loaded_versions=list(self._router.loaded),
+            failures=self._follower.failures,
         )
 
     async def GetPolicy(

@@ -1,4 +1,4 @@
-"""The gRPC server: Plaudit's three services, health and reflection, and the drain."""
+"""The gRPC server: Plaudit's services, health and reflection, and the drain."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from plaudit.v1 import chat_pb2, chat_pb2_grpc, feedback_pb2, feedback_pb2_grpc, policy_pb2, policy_pb2_grpc
+from plaudit.v1 import (
+    chat_pb2,
+    chat_pb2_grpc,
+    feedback_pb2,
+    feedback_pb2_grpc,
+    policy_pb2,
+    policy_pb2_grpc,
+    privacy_pb2,
+    privacy_pb2_grpc,
+)
 from plaudit_server.chat import ChatService
 from plaudit_server.feedback import FeedbackService
 from plaudit_server.interceptors import ErrorInterceptor
 from plaudit_server.policies import PolicyService
+from plaudit_server.privacy import PrivacyService
 
 _CLOSE_SECONDS = 1.0
 _SERVICES = tuple(
@@ -19,19 +29,30 @@ _SERVICES = tuple(
         (chat_pb2, "ChatService"),
         (feedback_pb2, "FeedbackService"),
         (policy_pb2, "PolicyService"),
+        (privacy_pb2, "PrivacyService"),
     )
 )
+_CHAT = chat_pb2.DESCRIPTOR.services_by_name["ChatService"].full_name
 
 
 class Rpc:
-    """Starts serving; stops without cutting a stream."""
+    """Starts serving; says in health what is served; stops without cutting a stream."""
 
-    def __init__(self, listen: str, chat: ChatService, feedback: FeedbackService, policies: PolicyService) -> None:
+    def __init__(
+        self,
+        listen: str,
+        chat: ChatService,
+        feedback: FeedbackService,
+        policies: PolicyService,
+        privacy: PrivacyService,
+    ) -> None:
         self._listen = listen
         self._health = health.aio.HealthServicer()
         self._chat = chat
         self._policies = policies
         self._feedback = feedback
+        self._chats = True
+        self._listening = False
         # A request has at most 256 messages of 64 KiB, but no conversation that fits into a context is near 4 MiB.
         self._server = grpc.aio.server(
             interceptors=[ErrorInterceptor()],
@@ -40,6 +61,7 @@ class Rpc:
         chat_pb2_grpc.add_ChatServiceServicer_to_server(chat, self._server)
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback, self._server)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(policies, self._server)
+        privacy_pb2_grpc.add_PrivacyServiceServicer_to_server(privacy, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
@@ -56,7 +78,8 @@ class Rpc:
         except RuntimeError as error:
             raise OSError(f"cannot listen at {self._listen}: is another server there? ({error})") from error
         await self._server.start()
-        await self._say(health_pb2.HealthCheckResponse.SERVING)
+        self._listening = True
+        await self._say()
         return f"{host}:{port}"
 
     async def stop(self, drain_seconds: float) -> None:
@@ -70,6 +93,14 @@ class Rpc:
         self._feedback.stop()
         await self._server.stop(_CLOSE_SECONDS)
 
-    async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+    async def serve_chats(self, serves: bool) -> None:
+        """Say in health whether chats are served; so does the server as a whole. The other services go on."""
+        self._chats = serves
+        if self._listening:
+            await self._say()
+
+    async def _say(self) -> None:
         for service in ("", *_SERVICES):
-            await self._health.set(service, status)
+            serves = self._chats or service not in ("", _CHAT)
+            status = health_pb2.HealthCheckResponse
+            await self._health.set(service, status.SERVING if serves else status.NOT_SERVING)

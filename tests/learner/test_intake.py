@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from plaudit import dead_letters
 from plaudit.events import (
     DEAD_LETTERS,
+    ERASURES,
     FEEDBACK,
     INTERACTIONS,
     POLICIES,
@@ -24,8 +26,10 @@ from plaudit.events import (
 )
 from plaudit.v1.events_pb2 import DeadLetter, Feedback, Interaction, PolicyEvent
 from plaudit.v1.policy_pb2 import PolicyState
+from plaudit_learner.experience import records
 from plaudit_learner.experience.intake import Intake
 from plaudit_learner.experience.store import Experience
+from tests.learner.test_erasure import erasure, reply
 from tests.learner.test_experience import UP, feedback, interaction
 
 
@@ -151,15 +155,107 @@ def test_poison_goes_to_dead_letters_and_the_rest_goes_on(log: EventLog, store: 
     letters = [DeadLetter.FromString(entry.value) for entry in log.read(from_beginning(log, DEAD_LETTERS))]
     assert {letter.key: letter.value for letter in letters}["r0"] == b"\xff garbage"
     reasons = {letter.key: letter.reason for letter in letters}
-    assert "not an Interaction" in reasons["r0"]
+    assert "no Interaction: " in reasons["r0"]
     assert reasons["r1"] == "2 reply_token_ids, but 3 behaviour_logprobs"
     assert reasons["r2"] == "schema_version is 2; this learner knows 1"
     assert reasons["r3"] == "verdict is missing"
-    assert "not a Feedback" in reasons["r4"]
+    assert "no Feedback: " in reasons["r4"]
     assert "r6" in reasons
     assert reasons["r7"] == "thumb is 9, neither up nor down"
     assert all(letter.topic in (INTERACTIONS, FEEDBACK) for letter in letters)
     assert intake.drain(0) == 0
+
+
+def test_one_poison_record_makes_one_letter_however_often_it_is_met(
+    log: EventLog, store: Experience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the store's disk is full, and the learner is started again and again."""
+    log.append([Record(INTERACTIONS, "r0", b"\xff"), Record(FEEDBACK, "r1", b"\xff")])
+    aside: list[str] = []
+    for _ in range(5):
+        intake = Intake(log, store, aside.append)
+        intake.start()
+        with monkeypatch.context() as full:
+            full.setattr(store, "set_positions", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+            with pytest.raises(OSError, match="full"):
+                intake.drain(0)
+            with pytest.raises(OSError, match="full"):
+                intake.drain(0)  # and it does not pass over what it could not keep
+    assert len(log.read(from_beginning(log, DEAD_LETTERS))) == 2
+    assert sorted(aside) == [FEEDBACK, INTERACTIONS]
+    log.append([Record(FEEDBACK, "r2", b"\xff")])
+    again = Intake(log, store, aside.append)
+    again.start()
+    assert again.drain(0) == 3
+    assert len(log.read(from_beginning(log, DEAD_LETTERS))) == 3
+    assert len(aside) == 3
+
+
+def test_what_is_replayed_after_a_fix_is_taken_in_once(
+    log: EventLog, store: Experience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = interaction("r1")
+    newer.schema_version = 2
+    log.append([Record(INTERACTIONS, "r1", newer.SerializeToString()), Record(INTERACTIONS, "r2", b"\xff")])
+    intake = Intake(log, store)
+    intake.start()
+    intake.drain(0)
+    say(log, feedback("r1", key="k", time=1, thumb=UP))
+    letters = list(dead_letters.read(log))
+    assert [str(dead_letters.name(letter)) for letter in letters] == ["interactions/0/0", "interactions/0/1"]
+    with monkeypatch.context() as newer_learner:
+        newer_learner.setattr(records, "_SCHEMA_VERSION", 2)
+        for letter in (*letters, *letters):
+            dead_letters.replay(log, letter)
+        intake.drain(0)
+    assert len(store.prompts(10)) == 1
+    after = list(dead_letters.read(log))
+    assert [str(dead_letters.name(letter)) for letter in after if not letter.HasField("replayed_at")] == [
+        "interactions/0/0",
+        "interactions/0/1",
+        "feedback/0/0",  # to a learner that knows 2 alone
+        "interactions/0/3",  # what still cannot be used is a letter again, each time that it is replayed
+        "interactions/0/5",
+    ]
+    assert [str(dead_letters.name(letter)) for letter in after if letter.HasField("replayed_at")] == [
+        "interactions/0/0",
+        "interactions/0/1",
+        "interactions/0/0",
+        "interactions/0/1",
+    ]
+
+
+def test_what_was_cut_or_is_a_step_is_not_replayed(log: EventLog, store: Experience) -> None:
+    log.append([Record(INTERACTIONS, "r1", b"\xff" * (2 << 20))])
+    intake = Intake(log, store)
+    intake.start()
+    intake.drain(0)
+    (letter,) = dead_letters.read(log)
+    assert (len(letter.value), letter.value_bytes) == (1 << 20, 2 << 20)
+    with pytest.raises(ValueError, match="only the first 1,048,576 were kept"):
+        dead_letters.replay(log, letter)
+    letter.topic = POLICIES
+    with pytest.raises(ValueError, match="steps in an order"):
+        dead_letters.replay(log, letter)
+
+
+def test_an_erasure_is_followed_and_outlives_the_store(tmp_path: Path, log: EventLog, store: Experience) -> None:
+    say(log, reply("r1", "ann", 1), reply("r2", "bob", 1), feedback("r2", key="k", time=2, user="ann", thumb=UP))
+    request = erasure("ann", 5)
+    log.append([Record(ERASURES, "ann", request.SerializeToString())])
+    say(log, reply("r3", "ann", 2))  # from a server's outbox, late
+    log.append([Record(ERASURES, "", b"\xff")])
+    other = Experience(tmp_path / "other.sqlite")
+    for each in (store, other):  # the second reads the log from its beginning, as a learner with a new directory
+        intake = Intake(log, each)
+        intake.start()
+        assert intake.drain(0) == 6
+        assert len(each.prompts(10)) == 1
+        assert each.count_votes("quality") == 0
+        assert each.unsettled
+    other.close()
+    (letter,) = dead_letters.read(log)
+    assert letter.topic == ERASURES
 
 
 def test_a_new_log_is_read_from_its_beginning_and_told_the_versions(

@@ -5,12 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from plaudit.artifacts import PolicyStore
+from plaudit.events import ERASURES, POLICIES, Record
+from plaudit.v1.events_pb2 import PolicyEvent
+from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_learner import rounds
+from plaudit_learner.loop import _BegunAnew
+from plaudit_learner.policy import PromptReply
 from plaudit_learner.ppo.improve import ImproveSettings, IterationMetrics
 from plaudit_learner.ppo.rollouts import sample
 from plaudit_learner.rounds import Round
+from tests.learner.test_erasure import erasure
 from tests.learner.test_experience import DOWN, UP, feedback, interaction
 from tests.learner.test_reward_rounds import Rounds
 
@@ -89,3 +96,76 @@ def test_a_round_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, tiny_model: 
         assert not (tmp_path / name / "round").exists()
         home.close()
     assert published[0] == published[1]
+
+
+def test_an_erasure_in_the_middle_of_a_round_begins_it_anew_without_it(tmp_path: Path, tiny_model: Path) -> None:
+    home = Rounds(tmp_path, tiny_model, **OPTIONS)
+    home.learner._intake.start()
+    vote(home, 0, 60)
+    theirs = (257, 120, 120, 258, 10)
+    for i in range(60, 80):
+        record = interaction(f"r{i}", prompt=(*theirs, i), time=i)
+        record.user = "ann"
+        home.store.add_interaction(record)
+        home.store.add_feedback(feedback(f"r{i}", key="k", time=i, user="ann", thumb=UP))
+    home.learner._features[PromptReply(theirs, (1,), True)] = torch.zeros(1)
+    progress = home.learner._progress
+    begun: list[Round] = []
+
+    def erase(iterations: int, metrics: IterationMetrics) -> None:
+        settings = home.learner._settings.model_dump(mode="json")
+        kept = rounds.kept(tmp_path / "round", settings)
+        assert kept is not None
+        begun.append(kept)
+        if len(begun) == 1:
+            home.log.append([Record(ERASURES, "ann", erasure("ann", 100).SerializeToString())])
+        progress(iterations, metrics)
+
+    home.learner._progress = erase  # type: ignore[method-assign]
+    try:
+        with pytest.raises(_BegunAnew):
+            home.learner._round()
+        assert any(prompt[:5] == theirs for prompt in begun[0].train), "it had learnt from them"
+        assert not (tmp_path / "round").exists()
+        assert not (tmp_path / "reward-models").exists()
+        assert home.learner._features == {}
+        assert not home.store.unsettled
+        home.learner._round()
+        assert (begun[-1].number, begun[-1].votes) == (1, 60)
+        prompts = begun[-1].train + begun[-1].held_out
+        assert prompts
+        assert not any(prompt[:5] == theirs for prompt in prompts)
+        home.learner._intake.drain(0)
+        (event,) = home.store.policies()
+        assert event.metrics["votes"] == 60
+    finally:
+        home.close()
+
+
+def test_votes_that_were_erased_do_not_have_to_come_again(tmp_path: Path, tiny_model: Path) -> None:
+    """A round is due when enough new votes stand, however many of the old ones are gone."""
+    home = Rounds(tmp_path, tiny_model, votes_per_round="10")
+    try:
+        home.learner._intake.start()
+        announce(home, votes=50)
+        for i in range(50):
+            home.store.add_interaction(interaction(f"r{i}", time=i))
+            home.store.add_feedback(feedback(f"r{i}", key="k", time=i, user="ann", thumb=UP))
+        assert not home.learner._due()
+        home.store.erase(erasure("ann", 100))
+        assert not home.learner._due()
+        for i in range(50, 60):
+            assert not home.learner._due()
+            home.store.add_interaction(interaction(f"r{i}", time=i))
+            home.store.add_feedback(feedback(f"r{i}", key="k", time=i, thumb=UP))
+        assert home.learner._due()
+    finally:
+        home.close()
+
+
+def announce(home: Rounds, *, votes: int) -> None:
+    """Say that a round has ended."""
+    event = PolicyEvent(schema_version=1, version="v1", state=PolicyState.POLICY_STATE_REJECTED)
+    event.metrics.update({"round": 1, "votes": votes})
+    home.log.append([Record(POLICIES, "v1", event.SerializeToString())])
+    home.learner._intake.drain(0)

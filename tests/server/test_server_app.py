@@ -38,6 +38,7 @@ async def test_a_client_that_knows_only_reflection_finds_services_and_comments(a
         "plaudit.v1.ChatService",
         "plaudit.v1.FeedbackService",
         "plaudit.v1.PolicyService",
+        "plaudit.v1.PrivacyService",
         "grpc.health.v1.Health",
     }
     assert [method.name for method in file.service[0].method] == ["StreamChat"]

@@ -3,40 +3,49 @@
 from __future__ import annotations
 
 import logging
-import math
+from collections.abc import Callable
 
-from google.protobuf.message import DecodeError
-from google.protobuf.timestamp_pb2 import Timestamp
-
-from plaudit.events import DEAD_LETTERS, FEEDBACK, INTERACTIONS, POLICIES, Entry, EventLog, Record, from_beginning
-from plaudit.releases import IMPORTED, Releases
-from plaudit.v1.events_pb2 import DeadLetter, Feedback, Interaction, PolicyEvent
-from plaudit.v1.feedback_pb2 import Thumb
+from plaudit import dead_letters
+from plaudit.events import (
+    DEAD_LETTERS,
+    ERASURES,
+    FEEDBACK,
+    INTERACTIONS,
+    POLICIES,
+    Entry,
+    EventLog,
+    Record,
+    from_beginning,
+)
+from plaudit.releases import Releases
+from plaudit.v1.events_pb2 import Feedback, Interaction, PolicyEvent
+from plaudit_learner.experience.records import Poison, parse
 from plaudit_learner.experience.store import Experience
 
 log = logging.getLogger(__name__)
 
 _BATCH = 1000
-_MOST_OF_A_LETTER = 1 << 20
-
-
-class Poison(Exception):
-    """A record that cannot be used; the message says why."""
 
 
 class Intake:
-    """Tails interactions, feedback and policies. The store's positions are of one log, told by its identity."""
+    """Tails all topics but dead letters. The store's positions are of one log, told by its identity."""
 
-    def __init__(self, event_log: EventLog, store: Experience) -> None:
+    def __init__(
+        self, event_log: EventLog, store: Experience, put_aside: Callable[[str], object] = lambda topic: None
+    ) -> None:
+        """put_aside: called with the topic of each record for which a dead letter was written."""
         self.releases = Releases()
         """Where each version stands, as far as the log was read."""
         self._log = event_log
         self._store = store
+        self._put_aside = put_aside
+        self._letters: set[dead_letters.Name] = set()
+        self._letters_read: dict[tuple[str, int], int] | None = None
         self._identity = event_log.identity
         known = store.positions(self._identity)
         self._new_log = not known
         # Policies are folded anew at each start, from the beginning: there are few, and they are compacted.
-        self._positions = {**from_beginning(event_log, INTERACTIONS, FEEDBACK), **known}
+        self._positions = from_beginning(event_log, INTERACTIONS, FEEDBACK, ERASURES) | known
         self._policies = from_beginning(event_log, POLICIES)
 
     def start(self) -> None:
@@ -59,20 +68,22 @@ class Intake:
         """
         taken = 0
         while entries := self._log.read(self._positions, limit=_BATCH, timeout=0.0 if taken else timeout):
-            poison = []
+            poison: list[tuple[Entry, str]] = []
             following = dict(self._positions)
             with self._store.transaction():
                 for entry in entries:
                     try:
                         self._take(entry)
                     except Poison as reason:
-                        poison.append(_dead_letter(entry, str(reason)))
+                        poison.append((entry, str(reason)))
                     following[entry.topic, entry.partition] = entry.offset + 1
                 if poison:
-                    # Before the position is kept: a crash in between repeats a dead letter, and loses none.
-                    self._log.append(poison)
+                    # Before the position is kept: a crash in between loses no dead letter.
+                    self._write_letters(poison)
+                self._store.retain()
                 self._store.set_positions(self._identity, following)
             self._positions = following  # only now: what was rolled back is read again
+            self._store.shrink()
             taken += len(entries)
             if not self.lag():
                 break  # as far as that read saw; a steady stream of votes would else be read for ever
@@ -84,10 +95,28 @@ class Intake:
         return self._log.lag(self._positions)
 
     def _take(self, entry: Entry) -> None:
-        if entry.topic == INTERACTIONS:
-            self._store.add_interaction(_interaction(entry.value))
+        record = parse(entry)
+        if isinstance(record, Interaction):
+            self._store.add_interaction(record)
+        elif isinstance(record, Feedback):
+            self._store.add_feedback(record)
         else:
-            self._store.add_feedback(_feedback(entry.value))
+            self._store.erase(record)
+
+    def _write_letters(self, poison: list[tuple[Entry, str]]) -> None:
+        """Write the dead letters that are not there yet: a crash, or a full disk, may bring the same records again."""
+        if self._letters_read is None:
+            self._letters_read = from_beginning(self._log, DEAD_LETTERS)
+        self._letters.update(map(dead_letters.name, dead_letters.read(self._log, self._letters_read)))
+        new = [
+            (entry, reason)
+            for entry, reason in poison
+            if dead_letters.Name(entry.topic, entry.partition, entry.offset) not in self._letters
+        ]
+        self._log.append([dead_letters.write(entry, reason) for entry, reason in new])
+        for entry, reason in new:
+            log.error("dead letter: %s[%d] at %d: %s", entry.topic, entry.partition, entry.offset, reason)
+            self._put_aside(entry.topic)
 
     def read_policies(self) -> list[PolicyEvent]:
         """Fold what was announced since; returns it. Raises EventLogUnavailable."""
@@ -103,59 +132,3 @@ class Intake:
                 self._store.keep_policy(event, entry.offset)
                 heard.append(event)
         return heard
-
-
-def _interaction(value: bytes) -> Interaction:
-    try:
-        record = Interaction.FromString(value)
-    except DecodeError as error:
-        raise Poison(f"not an Interaction: {error}") from None
-    if record.schema_version != 1:
-        raise Poison(f"schema_version is {record.schema_version}; this learner knows 1")
-    if not record.response_id or not record.policy_version:
-        raise Poison("response_id or policy_version is missing")
-    if not record.prompt_token_ids or not record.reply_token_ids:
-        raise Poison("prompt_token_ids or reply_token_ids is empty")
-    if record.policy_version == IMPORTED:
-        if record.behaviour_logprobs:
-            raise Poison("an imported reply has behaviour_logprobs, which nobody can know")
-    elif len(record.behaviour_logprobs) != len(record.reply_token_ids):
-        raise Poison(
-            f"{len(record.reply_token_ids)} reply_token_ids, but {len(record.behaviour_logprobs)} behaviour_logprobs"
-        )
-    if not all(math.isfinite(logprob) for logprob in record.behaviour_logprobs):
-        raise Poison("a behaviour log-probability is not finite")
-    return record
-
-
-def _feedback(value: bytes) -> Feedback:
-    try:
-        record = Feedback.FromString(value)
-    except DecodeError as error:
-        raise Poison(f"not a Feedback: {error}") from None
-    if record.schema_version != 1:
-        raise Poison(f"schema_version is {record.schema_version}; this learner knows 1")
-    if not record.response_id or not record.feedback_id or not record.aspect:
-        raise Poison("response_id, feedback_id or aspect is missing")
-    if record.WhichOneof("verdict") is None:
-        raise Poison("verdict is missing")
-    if record.HasField("thumb") and record.thumb not in (Thumb.THUMB_UP, Thumb.THUMB_DOWN):
-        raise Poison(f"thumb is {record.thumb}, neither up nor down")
-    return record
-
-
-def _dead_letter(entry: Entry, reason: str) -> Record:
-    log.error("dead letter: %s[%d] at %d: %s", entry.topic, entry.partition, entry.offset, reason)
-    now = Timestamp()
-    now.GetCurrentTime()
-    letter = DeadLetter(
-        schema_version=1,
-        topic=entry.topic,
-        partition=entry.partition,
-        offset=entry.offset,
-        key=entry.key,
-        value=entry.value[:_MOST_OF_A_LETTER],  # with what surrounds it, it must still fit into a record
-        reason=reason,
-        time=now,
-    )
-    return Record(DEAD_LETTERS, entry.key, letter.SerializeToString())

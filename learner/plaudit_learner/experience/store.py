@@ -8,7 +8,8 @@ A statement is kept under its idempotency key; records with the same key are one
 them was accepted. What *stands* of one user on one reply and aspect is derived: a later vote (thumb or rating) replaces
 an earlier one, likewise a comment, or a preference over the same other reply; a retraction takes back all that came
 before it. So the state is a pure function of the set of records, whatever their order and number (invariant 2), and a
-vote may come before its interaction (invariant 3).
+vote may come before its interaction (invariant 3). What is kept is bounded (`retention.py`), and what is erased stays
+away (`erasure.py`).
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit.releases import IMPORTED
-from plaudit.v1.events_pb2 import Feedback, Interaction, PolicyEvent
+from plaudit.v1.events_pb2 import Erasure, Feedback, Interaction, PolicyEvent
 from plaudit.v1.feedback_pb2 import Thumb
 from plaudit.v1.sampling_pb2 import FinishReason
+from plaudit_learner.experience import erasure, retention
 from plaudit_learner.policy import PromptReply
 from plaudit_learner.reward.judgements import Preference, Rating, Vote
 
@@ -77,6 +79,7 @@ CREATE VIEW IF NOT EXISTS standing AS
 _LATER_COLUMNS = {"interactions": ("finished_at INTEGER NOT NULL DEFAULT 0", "pinned INTEGER NOT NULL DEFAULT 0")}
 """Columns that stores of earlier releases lack; of what those kept, 0 says that it is not known."""
 
+_INCREMENTAL = 2  # SQLite's auto_vacuum that shrinks the file when asked to
 _RATED = 10  # a rating's value is this much above its points, so that it is no thumb
 
 
@@ -121,13 +124,21 @@ class Ballot:
 class Experience:
     """The store. One writer; every method raises sqlite3.Error if the file cannot be used."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, keep: int | None = None) -> None:
+        """keep: the replies of each kind, sampled here and imported, that are kept, the most recent ones; None: all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
+        if keep is not None and self._db.execute("PRAGMA auto_vacuum").fetchone() != (_INCREMENTAL,):
+            self._db.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")
+            if self._db.execute("PRAGMA page_count").fetchone() != (0,):
+                self._db.execute("VACUUM")  # a file made without it has to be written anew
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(_SCHEMA)
+        self._db.executescript(f"BEGIN; {_SCHEMA}{erasure.SCHEMA}{retention.SCHEMA} COMMIT;")
         self._add_later_columns()
+        self._erasures = erasure.Erasures(self._db)
+        self._retention = retention.Retention(self._db, keep) if keep is not None else None
 
     def _add_later_columns(self) -> None:
         for table, columns in _LATER_COLUMNS.items():
@@ -167,7 +178,11 @@ class Experience:
         return self._db.total_changes
 
     def add_interaction(self, record: Interaction) -> None:
-        """Keep a reply; one that is there already changes nothing. Its lengths were checked by intake."""
+        """Keep a reply, checked by intake; one that is there already, was erased or has left changes nothing."""
+        if not self._erasures.admit_interaction(record):
+            return
+        if self._retention is not None and not self._retention.admit_interaction(record):
+            return
         prompt = array.array("I", record.prompt_token_ids).tobytes()
         self._db.execute(
             "INSERT INTO interactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -189,7 +204,9 @@ class Experience:
         )
 
     def add_feedback(self, record: Feedback) -> None:
-        """Keep a statement, or learn that it was made earlier than known."""
+        """Keep a statement, or learn that it was made earlier than known; one that was erased changes nothing."""
+        if not self._erasures.admit_feedback(record):
+            return
         slot, value, words = _slot(record)
         self._db.execute(
             "INSERT INTO statements VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
@@ -206,6 +223,32 @@ class Experience:
                 record.submitted_at.ToMicroseconds(),
             ),
         )
+        if self._retention is not None:
+            self._retention.bound_reply(record.response_id)
+
+    def erase(self, record: Erasure) -> None:
+        """Delete all that a user said, or was told, up to a time, and never take it in again."""
+        self._erasures.apply(record)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether something was erased, and what was derived from it may still be there: see `settle`."""
+        return self._erasures.unsettled
+
+    def settle(self) -> None:
+        """Say that what was derived from what was erased is gone, and let the file forget it; not in a transaction."""
+        self._erasures.settle()
+
+    def retain(self) -> None:
+        """Delete what is past the bounds; belongs into the transaction that took in more."""
+        if self._retention is not None:
+            self._retention.trim()
+        self._erasures.trim()
+
+    def shrink(self) -> None:
+        """Let the file become smaller if there is much room in it; not in a transaction."""
+        if self._retention is not None:
+            self._retention.shrink()
 
     def positions(self, log: str) -> dict[tuple[str, int], int]:
         """(topic, partition) → offset of the next record to be read in the log of that identity."""
@@ -269,21 +312,29 @@ class Experience:
         ]
 
     def count_votes(self, *aspects: str) -> int:
-        """Thumbs, ratings and preferences that stand on replies that are here: every judgement counted once."""
+        """Thumbs, ratings and preferences on all replies that ever came: every judgement counted once.
+
+        Those that stand on replies that are here, and those that stood on others when they left the window.
+        """
         (count,) = self._db.execute(
-            "SELECT count(*) FROM standing JOIN interactions USING (response_id)"
-            " WHERE slot != 'comment' AND aspect IN (SELECT value FROM json_each(?))",
+            "WITH counted AS (SELECT value AS aspect FROM json_each(?))"
+            " SELECT (SELECT count(*) FROM standing JOIN interactions USING (response_id)"
+            "  WHERE slot != 'comment' AND aspect IN counted)"
+            " + (SELECT coalesce(sum(judgements), 0) FROM tallied WHERE aspect IN counted)",
             (json.dumps(aspects),),
         ).fetchone()
         return int(count)
 
     def tallies(self, aspect: str) -> dict[str, Tally]:
-        """Thumbs that stand, by policy version."""
+        """Thumbs that stand, or stood on a reply when it left the window, by policy version."""
         rows = self._db.execute(
-            "SELECT i.policy_version, sum(s.value = 1), sum(s.value = -1)"
+            "SELECT policy_version, sum(up), sum(down) FROM ("
+            " SELECT i.policy_version, s.value = 1 AS up, s.value = -1 AS down"
             " FROM standing AS s JOIN interactions AS i USING (response_id)"
-            " WHERE s.slot = 'vote' AND s.aspect = ? AND i.policy_version != ? GROUP BY i.policy_version",
-            (aspect, IMPORTED),
+            " WHERE s.slot = 'vote' AND s.aspect = :aspect"
+            " UNION ALL SELECT policy_version, up, down FROM tallied WHERE aspect = :aspect"
+            ") WHERE policy_version != :foreign GROUP BY policy_version",
+            {"aspect": aspect, "foreign": IMPORTED},
         )
         return {version: Tally(up, down) for version, up, down in rows}
 

@@ -21,6 +21,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from plaudit.events import (
+    ERASURES,
     FEEDBACK,
     INTERACTIONS,
     MAX_VALUE_BYTES,
@@ -65,7 +66,7 @@ _FOR_EVER = (
     RecordListTooLargeError,
 )
 _SPREAD = frozenset({INTERACTIONS, FEEDBACK})
-_COMPACTED = frozenset({POLICIES})
+_COMPACTED = frozenset({POLICIES, ERASURES})
 _MAX_BATCH_BYTES = 2 * MAX_VALUE_BYTES  # the value, its key and Kafka's framing
 _FETCH_SECONDS = 0.1  # how long a broker holds a fetch that has nothing to give
 _RETRY_SECONDS = 0.1

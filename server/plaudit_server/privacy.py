@@ -1,0 +1,43 @@
+"""PrivacyService: what people may ask of those who keep their data, written down for the learner to follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from plaudit.events import ERASURES, EventLogUnavailable, Record
+from plaudit.v1 import privacy_pb2_grpc
+from plaudit.v1.events_pb2 import Erasure
+from plaudit.v1.privacy_pb2 import EraseUserRequest, EraseUserResponse
+from plaudit_server.outbox import Outbox
+from plaudit_server.receipts import Receipts
+from plaudit_server.refusal import Refusal
+from plaudit_server.validation import check_identifier, check_text
+
+
+class PrivacyService(privacy_pb2_grpc.PrivacyServiceServicer):
+    """Hashes the user id, and appends."""
+
+    def __init__(self, receipts: Receipts, outbox: Outbox) -> None:
+        self._receipts = receipts
+        self._outbox = outbox
+
+    async def EraseUser(
+        self, request: EraseUserRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> EraseUserResponse:
+        """See privacy.proto."""
+        check_text("user_id", request.user_id, 256)
+        check_identifier("user_id", request.user_id, 256)
+        check_identifier("reason", request.reason, 1024)
+        user = self._receipts.pseudonym(request.user_id)
+        record = Erasure(schema_version=1, user=user, actor="operator", reason=request.reason)
+        record.time.GetCurrentTime()
+        future = self._outbox.append(Record(ERASURES, user, record.SerializeToString()))
+        try:
+            durability = await future
+        except EventLogUnavailable as error:
+            raise Refusal(
+                grpc.StatusCode.UNAVAILABLE, "the erasure could not be written down; please try again", retry_after=5.0
+            ) from error
+        return EraseUserResponse(durability=durability, erased_until=record.time)
