@@ -21,14 +21,18 @@ from plaudit_learner import rounds
 from plaudit_learner.config import LearnerSettings
 from plaudit_learner.experience.intake import Intake
 from plaudit_learner.experience.store import Experience
+from plaudit_learner.follow import Task
 from plaudit_learner.gate.judge import Reader, Verdict
 from plaudit_learner.gate.trial import trial
+from plaudit_learner.instruct.mixture import instruction_examples
 from plaudit_learner.metrics import LearnerMetrics
-from plaudit_learner.policy import AdapterConfig, Policy
+from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.ppo.improve import ImproveSettings, IterationMetrics, NothingToImproveError, improve
+from plaudit_learner.ranks import ALONE, Ranks
 from plaudit_learner.release import Publisher
 from plaudit_learner.reward.model import FeatureCache, NotEnoughVotesError, RewardModel, fit
 from plaudit_learner.rounds import Round
+from plaudit_learner.versions import Versions
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +42,10 @@ _REWARD_MODELS = "reward-models"  # within the state directory, by round
 
 
 class Learner:
-    """One active learner; the event log, the policy store and the experience store are its only surroundings."""
+    """One active learner; the event log, the policy store and the experience store are its only surroundings.
+
+    Of several ranks this is rank 0; the others share the work of improving the policy (`follow.py`).
+    """
 
     def __init__(
         self,
@@ -49,16 +56,18 @@ class Learner:
         event_log: EventLog,
         store: Experience,
         metrics: LearnerMetrics,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._settings = settings
-        self._model = model
-        self._base_model_sha256 = base_model_sha256
         self._log = event_log
         self._store = store
-        self._policies = PolicyStore(settings.policy_store)
-        self._publisher = Publisher(self._policies, event_log, base_model_sha256)
+        policies, copies = PolicyStore(settings.policy_store), settings.state_dir / "versions"
+        self._versions = Versions(policies, copies, model, base_model_sha256, settings.lora_layers)
+        self._publisher = Publisher(policies, event_log, base_model_sha256)
         self._metrics = metrics
+        self._ranks = ranks
         self._reader = Reader(model)  # here, so that what it lacks is said before a round, not after it
+        self._examples = _instruction_examples(settings, model)  # likewise
         self._features: FeatureCache = {}
         self._features_of = BASE  # the reference that read them
         self._in_vain = 0  # votes at which the last attempt found nothing to learn
@@ -104,7 +113,7 @@ class Learner:
         # From the reference anew, and not from the parent, which had spent its KL on a reward model that knew less
         # (docs/decisions/0007, 0010).
         reference = self._intake.releases.reference(parent)
-        policy = self._load(reference, self._settings.seed + 1000 * number, reference)
+        policy = self._versions.load(reference, self._settings.seed + 1000 * number, reference)
         this, reward_model = rounds.kept(self._kept, settings), self._reward_model(number)
         try:
             if (
@@ -117,6 +126,7 @@ class Learner:
                 this, reward_model = self._begin(policy, number, parent, reference)
                 this.keep(self._kept, settings)
             self._metrics.stage.state("improving")
+            self._ranks.told(Task(this, reward_model, reference))
             result = improve(
                 policy,
                 reward_model,
@@ -125,6 +135,9 @@ class Learner:
                 seed=this.seed,
                 progress=self._progress,
                 checkpoint=self._kept / rounds.CHECKPOINT,
+                examples=this.examples,
+                logged=this.logged,
+                ranks=self._ranks,
             )
             if result.stopped:
                 log.info("improved no further: %s", result.stopped)
@@ -173,28 +186,16 @@ class Learner:
         reward_model = self._fit(policy, reference)
         train, held_out = self._prompts()
         seed = self._settings.seed + 1000 * number
-        return Round(number, parent, votes, seed, train, held_out, self._how(votes)), reward_model
+        how = self._how(votes)
+        examples = rounds.drawn(self._examples, how.instruct_examples, seed)
+        allowed = {prompt for prompt in train if len(prompt) <= how.max_prompt_tokens}
+        served = (r for r in self._store.served(self._settings.window, how.temperature) if r.prompt in allowed)
+        logged = rounds.drawn([r for r in served if len(r.reply) <= how.max_new_tokens], how.logged_replies, seed)
+        return Round(number, parent, votes, seed, train, held_out, how, examples, logged), reward_model
 
     @property
     def _kept(self) -> Path:
         return self._settings.state_dir / "round"
-
-    def _load(self, version: str, seed: int, reference: str) -> Policy:
-        """A version beside the reference policy; of the base model: a new adapter."""
-        return Policy.load(
-            self._model,
-            parent_adapter=self._adapter(version),
-            reference_adapter=self._adapter(reference),
-            config=AdapterConfig(layers=self._settings.lora_layers),
-            seed=seed,
-        )
-
-    def _adapter(self, version: str) -> Path | None:
-        """A version's weights, verified as servers verify them; None for the base model."""
-        if version == BASE:
-            return None
-        copies = self._settings.state_dir / "versions"
-        return self._policies.fetch(version, copies, base_model_sha256=self._base_model_sha256)[0]
 
     def _fit(self, policy: Policy, reference: str) -> RewardModel:
         """Raises NotEnoughVotesError."""
@@ -283,7 +284,7 @@ class Learner:
 
     def _gate(self, policy: Policy, reward_model: RewardModel, this: Round, reference: str) -> Verdict:
         def parent() -> Policy:
-            return self._load(this.parent, this.seed, reference)
+            return self._versions.load(this.parent, this.seed, reference)
 
         verdict = trial(
             policy,
@@ -306,3 +307,10 @@ class Learner:
                 "kept" if check.kept else "broken",
             )
         return verdict
+
+
+def _instruction_examples(settings: LearnerSettings, model: Path) -> list[PromptReply]:
+    """Raises ValueError if there should be some and are none."""
+    if settings.instruct_data is None or not settings.instruct_weight:
+        return []
+    return instruction_examples(settings.instruct_data, model, settings.max_prompt_tokens)
