@@ -152,7 +152,7 @@ def _add_instruction_gradient(policy: Policy, items: Sequence[PromptReply], weig
     for rows in ranks.mine(batches(items, MICROBATCH, ranks.size)):
         loss = instruction_loss(*policy.reply_logits([items[row] for row in rows])) / tokens
         (weight * loss).backward()
-        losses[rows[0]] = float(loss)
+        losses[rows[0]] = float(loss.detach())
     return sum(loss for _, loss in sorted(ranks.union(losses).items()))
 
 
