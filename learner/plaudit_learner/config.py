@@ -54,7 +54,7 @@ class LearnerSettings(Settings):
     instruct_weight: float = Field(default=0.0, ge=0)
     """What a nat a token of that loss is worth, in deviations of the reward within a prompt; 0: it is not mixed in."""
     logged_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of an update's replies that were served, and not sampled for it, as long as there are any."""
+    """Share of an update's replies that were served, not sampled for it, as long as there are any in the window."""
     lora_layers: int = Field(default=12, ge=1)
     """Layers that carry LoRA, counted from the top."""
     seed: int = 0

@@ -148,7 +148,8 @@ class Learner:
             return
 
         self._metrics.stage.state("gating")
-        verdict = self._gate(policy, result.reward_model, this, reference)
+        with self._ranks.together():
+            verdict = self._gate(policy, result.reward_model, this, reference)
 
         self._take_in(0.0)
         if self._intake.releases.stable != parent:
@@ -294,6 +295,7 @@ class Learner:
             this.held_out,
             this.how,
             seed=this.seed,
+            ranks=self._ranks,
         )
         self._metrics.gated(verdict.checks)
         for check in verdict.checks:

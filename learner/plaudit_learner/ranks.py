@@ -48,7 +48,7 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this is rank 0, which alone reads votes, keeps checkpoints, judges and publishes."""
+        """Whether this is rank 0, which alone reads votes, keeps checkpoints, decides and publishes."""
         return self.index == 0
 
     def mine(self, batches: Sequence[T]) -> Sequence[T]:
@@ -65,6 +65,14 @@ class Ranks:
     def told(self, value: T) -> T:
         """What rank 0 gives; what the others give is not looked at."""
         return value
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around what all ranks do, and what may fail on one of them: it raises Lost there, and ends that rank.
+
+        The others would wait for it, and what it did next would be answered by what they did not do yet.
+        """
+        yield
 
 
 ALONE = Ranks()
@@ -109,6 +117,13 @@ class _Connected(Ranks):
         dist.broadcast_object_list(said, src=0, group=self._group)
         return said[0]  # type: ignore[return-value]
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise Lost(f"rank {self.index} cannot go on with the others: {error}") from error
+
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
@@ -121,8 +136,9 @@ def joined() -> Iterator[Ranks]:
         return
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=_TO_MEET))
-        # torchrun keeps one store for all attempts: without a prefix the addresses of dead ranks would be found in it.
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # torchrun's own store is one for all attempts: the addresses of dead ranks would be found in it.
+            store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_TO_MEET)
         ranks = _Connected()
     except (RuntimeError, ValueError) as error:

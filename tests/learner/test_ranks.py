@@ -27,7 +27,6 @@ from tests.learner.test_rounds import OPTIONS, vote
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-SLOW = pytest.mark.timeout(600)  # seconds of work, but each process starts anew, and starves on a busy machine
 
 
 def torchrun(processes: int, *command: str, restarts: int = 0) -> str:
@@ -57,7 +56,8 @@ def two(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return improved(tiny_model, tmp_path_factory.mktemp("two") / "result.pt", 2)
 
 
-@SLOW
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # seconds of work, but every process starts anew, and starves on a busy machine
 def test_two_processes_have_the_curve_of_one(tmp_path: Path, tiny_model: Path, two: dict[str, Any]) -> None:
     """Float32: up to the order in which gradients are summed."""
     one = improved(tiny_model, tmp_path / "result.pt", 1)
@@ -68,12 +68,14 @@ def test_two_processes_have_the_curve_of_one(tmp_path: Path, tiny_model: Path, t
         torch.testing.assert_close(ours_W, theirs_W, rtol=1e-3, atol=1e-4)
 
 
-@SLOW
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_all_ranks_have_the_same_weights(two: dict[str, Any]) -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*two["weights"].values(), strict=True))
 
 
-@SLOW
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_rank_that_is_killed_changes_no_bit_of_the_end(tmp_path: Path, tiny_model: Path, two: dict[str, Any]) -> None:
     found = improved(tiny_model, tmp_path / "result.pt", 2, "--die-in=2", restarts=1)
     assert found["iterations"] == two["iterations"]
@@ -120,7 +122,8 @@ class Learner:
         self.said += rest
 
 
-@SLOW
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_learner_that_loses_a_rank_publishes_the_same_version(tmp_path: Path, tiny_model: Path) -> None:
     published = []
     for name in ("whole", "cut"):
