@@ -4,7 +4,7 @@ At the same votes and one reward model for all: best-of-2, 4, 8, 16 (expected ov
 prompt), PPO with the learner's defaults, supervised tuning on liked replies and on the best of n, TRL's KTO. No setting
 is chosen by looking at held-out prompts.
 
-    make bench-frontier [ARGS="--persona NAME --seeds 0 1 --votes 300"] [SIZE=small]
+    make bench-frontier [ARGS="--persona NAME --seeds 0 1 --votes 300 --logged-share 0.5"] [SIZE=small]
 
 Rows are kept in bench/results/frontier.jsonl, two plots of them beside it; a run that was stopped goes on from there.
 SIZE=small: the hand-made tiny model, a minute; its figures say only that everything runs.
@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ NOISE, HELD_OUT = 0.1, 0.3
 BEST_OF = (2, 4, 8, 16)
 DISTIL_OF, DISTIL_PROMPTS = 8, 120
 BASELINE = Training(3e-4)
+LOGGED = ", {:.0%} of it logged"
 BASE, PPO, LIKED, DISTILLED, KTO = "base", "PPO", "SFT on liked replies", f"SFT on best of {DISTIL_OF}", "KTO"
 
 
@@ -68,6 +70,12 @@ def main() -> int:
     parser.add_argument("--persona", default="brief")
     parser.add_argument("--votes", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument(
+        "--logged-share",
+        type=float,
+        default=0.0,
+        help="PPO also with this share of each update's replies from the votes'",
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="directory of the rows and the plot")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -116,6 +124,8 @@ class Frontier:
     def rows(self, arguments: argparse.Namespace) -> list[Row]:
         """Computed, or as they were kept."""
         found = self._chosen() + self._ppo(arguments.results / "work")
+        if arguments.logged_share:
+            found += self._ppo(arguments.results / "work", arguments.logged_share)
         ways: dict[str, Callable[[Policy], None]] = {
             LIKED: lambda policy: supervised(policy, self._lab.model, self._liked(), BASELINE, self._seed),
             DISTILLED: lambda policy: supervised(policy, self._lab.model, self._best(), BASELINE, self._seed),
@@ -151,11 +161,15 @@ class Frontier:
             found.append(self._rows.add(self._key(method), {"kl": best_of_kl(n), **figures, "minutes": clock.minutes}))
         return found
 
-    def _ppo(self, work: Path) -> list[Row]:
-        """A row after each update, and one of the last. Goes on from a checkpoint if it was stopped."""
-        how = self._lab.improve_settings(self._votes)
-        keys = [self._key(PPO, update=update) for update in range(1, how.iterations + 1)]
-        last = self._key(PPO, update="last")
+    def _ppo(self, work: Path, logged_share: float = 0.0) -> list[Row]:
+        """A row after each update, and one of the last. Goes on from a checkpoint if it was stopped.
+
+        logged_share: of an update's replies, taken from those that were voted on, until they are used up.
+        """
+        how = replace(self._lab.improve_settings(self._votes), logged_share=logged_share)
+        method = f"{PPO}{LOGGED.format(logged_share)}" if logged_share else PPO
+        keys = [self._key(method, update=update) for update in range(1, how.iterations + 1)]
+        last = self._key(method, update="last")
 
         def updates() -> list[Row]:
             return [row for row in map(self._rows.get, keys) if row]
@@ -175,7 +189,14 @@ class Frontier:
             work.mkdir(parents=True, exist_ok=True)
             checkpoint = work / f"{digest(last)}.pt"
             result = improve(
-                policy, self._model, self._lab.train, how, seed=self._seed, progress=watch, checkpoint=checkpoint
+                policy,
+                self._model,
+                self._lab.train,
+                how,
+                seed=self._seed,
+                progress=watch,
+                checkpoint=checkpoint,
+                logged=self._ballot.rollouts,
             )
             # What is left of an undone update is the one before it.
             kept = updates()[-1] if updates() else {**self._measured(policy), "minutes": clock.minutes}
@@ -285,7 +306,9 @@ def plot(rows: list[Row], file: Path, title: str) -> None:
             return statistics.fmean(row["kl"] for row in group), value, statistics.fmean(errors) / len(group) ** 0.5
 
         lines = {"best of n (KL: at most)": [BASE, *(f"best of {n}" for n in BEST_OF)]}
-        lines[PPO] = [BASE, *(name for name in groups if name.startswith(f"{PPO} ") and not name.endswith("last"))]
+        for method in dict.fromkeys(name.rpartition(" ")[0] for name in groups if name.startswith(PPO)):
+            updates = (name for name in groups if name.rpartition(" ")[0] == method and not name.endswith("last"))
+            lines[method] = [BASE, *updates]
         lines |= {method: [method] for method in (LIKED, DISTILLED, KTO)}
         for title_, names in lines.items():
             kl, values, errors = zip(*(point(groups[each]) for each in names), strict=True)

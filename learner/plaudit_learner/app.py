@@ -1,15 +1,20 @@
-"""plaudit-learner: puts the rooms together and runs the loop."""
+"""plaudit-learner: puts the rooms together and runs the loop; under torchrun, rank 0 does, and the others help."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from contextlib import ExitStack
+from typing import TYPE_CHECKING, NoReturn
 
 from plaudit import base_model
 from plaudit.lifecycle import Occupied, log_to_stderr, on_stop, only_one
 from plaudit.settings import parse
 from plaudit_learner.config import LearnerSettings
+
+if TYPE_CHECKING:
+    from plaudit_learner.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -26,18 +31,21 @@ class Stopped(BaseException):
 def main() -> int:
     """The command; returns its exit status."""
     settings = parse(LearnerSettings, PROGRAM)
-    log_to_stderr(PROGRAM)
+    rank = os.environ.get("RANK")  # torchrun's
+    log_to_stderr(PROGRAM if rank is None else f"{PROGRAM}[{rank}]")
     try:
         on_stop(_stop, exit_with_parent=settings.exit_with_parent)
         from plaudit.artifacts import ArtifactError
         from plaudit.events import EventLogUnavailable
+        from plaudit_learner.ranks import Lost, joined
     except Stopped:
         return 0
     try:
-        run(settings)
+        with joined() as ranks:
+            run(settings, ranks)
     except Stopped:
         log.info("stopped")
-    except (ArtifactError, EventLogUnavailable, Occupied, base_model.ModelNotFound, OSError, ValueError) as error:
+    except (ArtifactError, EventLogUnavailable, Occupied, base_model.ModelNotFound, Lost, OSError, ValueError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -47,8 +55,10 @@ def _stop() -> None:
     raise Stopped
 
 
-def run(settings: LearnerSettings) -> None:
+def run(settings: LearnerSettings, ranks: Ranks) -> None:
     """Learn until something is raised. Raises what main() lists when it cannot start."""
+    if not ranks.leads:
+        _follow(settings, ranks)
     from prometheus_client import CollectorRegistry, start_http_server
 
     from plaudit.events import open_log
@@ -77,9 +87,21 @@ def run(settings: LearnerSettings) -> None:
             event_log=event_log,
             store=store,
             metrics=metrics,
+            ranks=ranks,
         )
         log.info("learning from %s", settings.event_log)
         learner.run()
+
+
+def _follow(settings: LearnerSettings, ranks: Ranks) -> NoReturn:
+    from plaudit.artifacts import PolicyStore
+    from plaudit_learner.follow import follow
+    from plaudit_learner.versions import Versions
+
+    model = base_model.resolve(settings.model, settings.model_cache.expanduser())
+    copies = settings.state_dir / "ranks" / str(ranks.index)
+    policies = PolicyStore(settings.policy_store)
+    follow(Versions(policies, copies, model, base_model.fingerprint(model), settings.lora_layers), ranks)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,12 @@ class LearnerSettings(Settings):
     """Votes from which on the whole KL budget may be spent."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Of PPO's optimiser (AdamW)."""
+    instruct_data: Path | None = None
+    """Instruction–output pairs (docs/instruct.md) whose loss PPO lowers beside, so that it does not unlearn them."""
+    instruct_weight: float = Field(default=0.0, ge=0)
+    """What a nat a token of that loss is worth, in deviations of the reward within a prompt; 0: it is not mixed in."""
+    logged_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of an update's replies that were served, not sampled for it, as long as there are any in the window."""
     lora_layers: int = Field(default=12, ge=1)
     """Layers that carry LoRA, counted from the top."""
     seed: int = 0
@@ -81,6 +87,12 @@ class LearnerSettings(Settings):
     def _reward_is_readable(cls, reward: str) -> str:
         parse(reward)
         return reward
+
+    @model_validator(mode="after")
+    def _has_examples_if_it_needs_them(self) -> LearnerSettings:
+        if self.instruct_weight and self.instruct_data is None:
+            raise ValueError("instruct_weight is set, but not instruct_data: give a file of instruction–output pairs")
+        return self
 
     @property
     def terms(self) -> tuple[Term, ...]:

@@ -27,14 +27,18 @@ from plaudit_learner.config import LearnerSettings
 from plaudit_learner.experience import influence
 from plaudit_learner.experience.intake import Intake
 from plaudit_learner.experience.store import Experience
+from plaudit_learner.follow import Task
 from plaudit_learner.gate.judge import Reader, Verdict
 from plaudit_learner.gate.trial import trial
+from plaudit_learner.instruct.mixture import instruction_examples
 from plaudit_learner.metrics import LearnerMetrics
-from plaudit_learner.policy import AdapterConfig, Policy
+from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.ppo.improve import ImproveSettings, IterationMetrics, NothingToImproveError, improve
+from plaudit_learner.ranks import ALONE, Ranks
 from plaudit_learner.release import Publisher
 from plaudit_learner.reward.model import FeatureCache, NotEnoughVotesError, Preference, Rating, RewardModel, Vote, fit
 from plaudit_learner.rounds import Round
+from plaudit_learner.versions import Versions
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +53,10 @@ class _BegunAnew(Exception):
 
 
 class Learner:
-    """One active learner; the event log, the policy store and the experience store are its only surroundings."""
+    """One active learner; the event log, the policy store and the experience store are its only surroundings.
+
+    Of several ranks this is rank 0; the others share the work of improving the policy (`follow.py`).
+    """
 
     def __init__(
         self,
@@ -60,16 +67,18 @@ class Learner:
         event_log: EventLog,
         store: Experience,
         metrics: LearnerMetrics,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._settings = settings
-        self._model = model
-        self._base_model_sha256 = base_model_sha256
         self._log = event_log
         self._store = store
-        self._policies = PolicyStore(settings.policy_store)
-        self._publisher = Publisher(self._policies, event_log, base_model_sha256)
+        policies, copies = PolicyStore(settings.policy_store), settings.state_dir / "versions"
+        self._versions = Versions(policies, copies, model, base_model_sha256, settings.lora_layers)
+        self._publisher = Publisher(policies, event_log, base_model_sha256)
         self._metrics = metrics
+        self._ranks = ranks
         self._reader = Reader(model)  # here, so that what it lacks is said before a round, not after it
+        self._examples = _instruction_examples(settings, model)  # likewise
         self._features: FeatureCache = {}
         self._features_of = BASE  # the reference that read them
         self._canaries = Reviewer(settings, event_log, store, metrics)
@@ -164,7 +173,7 @@ class Learner:
         # From the reference anew, and not from the parent, which had spent its KL on a reward model that knew less
         # (docs/decisions/0007, 0010).
         reference = self._intake.releases.reference(parent)
-        policy = self._load(reference, self._settings.seed + 1000 * number, reference)
+        policy = self._versions.load(reference, self._settings.seed + 1000 * number, reference)
         this, reward_model = rounds.kept(self._kept, settings), self._reward_model(number)
         try:
             if (
@@ -177,6 +186,7 @@ class Learner:
                 this, reward_model = self._begin(policy, number, parent, reference)
                 this.keep(self._kept, settings)
             self._metrics.stage.state("improving")
+            self._ranks.told(Task(this, reward_model, reference))
             result = improve(
                 policy,
                 reward_model,
@@ -185,6 +195,9 @@ class Learner:
                 seed=this.seed,
                 progress=partial(self._progress, this.how.iterations),
                 checkpoint=self._kept / rounds.CHECKPOINT,
+                examples=this.examples,
+                logged=this.logged,
+                ranks=self._ranks,
             )
             if result.stopped:
                 log.info("improved no further: %s", result.stopped)
@@ -195,7 +208,8 @@ class Learner:
             return
 
         self._metrics.stage.state("gating")
-        verdict = self._gate(policy, result.reward_model, this, reference)
+        with self._ranks.together():
+            verdict = self._gate(policy, result.reward_model, this, reference)
 
         self._take_in(0.0)
         self._check_kept()
@@ -241,28 +255,16 @@ class Learner:
         reward_model = self._fit(policy, reference)
         train, held_out = self._prompts()
         seed = self._settings.seed + 1000 * number
-        return Round(number, parent, votes, seed, train, held_out, self._how(weight)), reward_model
+        how = self._how(weight)
+        examples = rounds.drawn(self._examples, how.instruct_examples, seed)
+        allowed = {prompt for prompt in train if len(prompt) <= how.max_prompt_tokens}
+        served = (r for r in self._store.served(self._settings.window, how.temperature) if r.prompt in allowed)
+        logged = rounds.drawn([r for r in served if len(r.reply) <= how.max_new_tokens], how.logged_replies, seed)
+        return Round(number, parent, votes, seed, train, held_out, how, examples, logged), reward_model
 
     @property
     def _kept(self) -> Path:
         return self._settings.state_dir / "round"
-
-    def _load(self, version: str, seed: int, reference: str) -> Policy:
-        """A version beside the reference policy; of the base model: a new adapter."""
-        return Policy.load(
-            self._model,
-            parent_adapter=self._adapter(version),
-            reference_adapter=self._adapter(reference),
-            config=AdapterConfig(layers=self._settings.lora_layers),
-            seed=seed,
-        )
-
-    def _adapter(self, version: str) -> Path | None:
-        """A version's weights, verified as servers verify them; None for the base model."""
-        if version == BASE:
-            return None
-        copies = self._settings.state_dir / "versions"
-        return self._policies.fetch(version, copies, base_model_sha256=self._base_model_sha256)[0]
 
     def _fit(self, policy: Policy, reference: str) -> RewardModel:
         """Raises NotEnoughVotesError."""
@@ -341,10 +343,12 @@ class Learner:
             raise _BegunAnew
 
     def _progress(self, iterations: int, metrics: IterationMetrics) -> None:
-        # An erasure does not wait for the round's end, and no work is put into what it will undo.
-        with suppress(EventLogUnavailable):
-            self._take_in(0.0)
-        self._check_kept()
+        # An erasure does not wait for the round's end, and no work is put into what it will undo; but ranks that keep
+        # in step cannot leave a round before its end.
+        if self._ranks.size == 1:
+            with suppress(EventLogUnavailable):
+                self._take_in(0.0)
+            self._check_kept()
         self._metrics.ppo_reward.set(metrics.reward)
         self._metrics.ppo_kl.set(metrics.kl)
         self._metrics.ppo_entropy.set(metrics.entropy)
@@ -361,7 +365,7 @@ class Learner:
 
     def _gate(self, policy: Policy, reward_model: RewardModel, this: Round, reference: str) -> Verdict:
         def parent() -> Policy:
-            return self._load(this.parent, this.seed, reference)
+            return self._versions.load(this.parent, this.seed, reference)
 
         verdict = trial(
             policy,
@@ -371,6 +375,7 @@ class Learner:
             this.held_out,
             this.how,
             seed=this.seed,
+            ranks=self._ranks,
         )
         self._metrics.gated(verdict.checks)
         for check in verdict.checks:
@@ -384,3 +389,10 @@ class Learner:
                 "kept" if check.kept else "broken",
             )
         return verdict
+
+
+def _instruction_examples(settings: LearnerSettings, model: Path) -> list[PromptReply]:
+    """Raises ValueError if there should be some and are none."""
+    if settings.instruct_data is None or not settings.instruct_weight:
+        return []
+    return instruction_examples(settings.instruct_data, model, settings.max_prompt_tokens)

@@ -9,18 +9,22 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from plaudit_learner.config import LearnerSettings
+from plaudit_learner.policy import PromptReply
+from plaudit_learner.ppo.rollouts import Rollout
 from plaudit_learner.ppo.settings import ImproveSettings
 
 _INPUTS = "inputs.json"
 CHECKPOINT = "checkpoint.pt"
 
+T = TypeVar("T")
 Prompts = list[tuple[int, ...]]
 
 LEAST_AUC = 0.55
@@ -59,7 +63,14 @@ def aim(settings: LearnerSettings, votes: float, *, temperature: float, max_new_
         temperature=temperature,
         max_prompt_tokens=settings.max_prompt_tokens,
         max_new_tokens=min(max_new_tokens, settings.max_new_tokens),
+        instruct_weight=settings.instruct_weight,
+        logged_share=settings.logged_share,
     )
+
+
+def drawn(items: Sequence[T], count: int, seed: int) -> list[T]:
+    """So many of them, or all if there are fewer, in random order."""
+    return random.Random(seed).sample(items, min(count, len(items)))  # noqa: S311
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,10 @@ class Round:
     held_out: Prompts
     """Prompts that only the gate sees."""
     how: ImproveSettings
+    examples: list[PromptReply] = field(default_factory=list)
+    """Instruction examples that are mixed in."""
+    logged: list[Rollout] = field(default_factory=list)
+    """Served replies to `train` prompts that are learnt from again."""
 
     def keep(self, directory: Path, settings: Mapping[str, Any]) -> None:
         """Write it into an empty directory, in which the checkpoint will be. `settings`: the learner's, as JSON."""
@@ -98,7 +113,15 @@ def kept(directory: Path, settings: Mapping[str, Any]) -> Round | None:
         fields = found["round"]
         for name in ("train", "held_out"):
             fields[name] = [tuple(prompt) for prompt in fields[name]]
-        return Round(**{**fields, "how": ImproveSettings(**fields["how"])})
+        fields["how"] = ImproveSettings(**fields["how"])
+        fields["examples"] = [
+            PromptReply(tuple(prompt), tuple(reply), finished) for prompt, reply, finished in fields["examples"]
+        ]
+        fields["logged"] = [
+            Rollout(tuple(row["prompt"]), tuple(row["reply"]), tuple(row["logprobs"]), row["finished"])
+            for row in fields["logged"]
+        ]
+        return Round(**fields)
     except (OSError, ValueError, KeyError, TypeError):  # of another release of this program: begun anew
         return None
 

@@ -165,7 +165,7 @@ def test_rounds_go_on_from_the_tuned_version_until_it_is_rolled_back(
     home.learner._intake.start()
     v1 = PolicyEvent(schema_version=1, version="v1", reference="v1", parent="v0", manifest_sha256=sha256)
     announce(v1, PolicyState.POLICY_STATE_STABLE)
-    vote(home, 0, 60)
+    vote(home.store, home.policy, 0, 60)
     event = next_round()
     assert (event.version, event.parent, event.reference) == ("v2", "v1", "v1")
     assert RewardModel.load(home.models / "1").reference == "v1"
@@ -185,7 +185,7 @@ def test_rounds_go_on_from_the_tuned_version_until_it_is_rolled_back(
 def test_the_features_of_judgements_are_the_references(tmp_path: Path, tiny_model: Path, tuned: Path) -> None:
     """`plaudit evaluate reward-model` reads with the learner's copy of the version that the reward model names."""
     home = Rounds(tmp_path / "home", tiny_model)
-    vote(home, 0, 60)
+    vote(home.store, home.policy, 0, 60)
     home.store.belongs_to(base_model.fingerprint(tiny_model))
     policy = Policy.load(tiny_model, reference_adapter=tuned)
     home.learner._fit(policy, "v1")

@@ -47,6 +47,11 @@ def test_replies_stand_in_the_order_of_their_prompts(policy: Policy) -> None:
     assert len({r.reply for r in rollouts(policy)}) == len(expected)
 
 
+def test_replies_do_not_depend_on_who_shares_their_batch(policy: Policy) -> None:
+    """What is drawn belongs to a reply's place: so several processes may share the work."""
+    assert [r.reply for r in rollouts(policy, batch=3)] == [r.reply for r in rollouts(policy, batch=48)]
+
+
 def test_logprobs_are_those_of_the_sampled_tokens_at_the_temperature(policy: Policy) -> None:
     """Also after finished replies have left the batch."""
     sampled = rollouts(policy, samples=20, length=30)

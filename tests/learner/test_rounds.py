@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,32 +13,51 @@ from plaudit.events import ERASURES, POLICIES, Record
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_learner import rounds
+from plaudit_learner.experience.store import Experience
 from plaudit_learner.loop import _BegunAnew
-from plaudit_learner.policy import PromptReply
+from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.ppo.improve import ImproveSettings, IterationMetrics
-from plaudit_learner.ppo.rollouts import sample
+from plaudit_learner.ppo.rollouts import Rollout, sample
 from plaudit_learner.rounds import Round
 from tests.learner.test_erasure import erasure
 from tests.learner.test_experience import DOWN, UP, feedback, interaction
 from tests.learner.test_reward_rounds import Rounds
 
-ROUND = Round(3, "v1", 120, 3000, [(1, 2), (3,)], [(4, 5, 6)], ImproveSettings(iterations=2, trace=None))
+ROUND = Round(
+    3,
+    "v1",
+    120,
+    3000,
+    train=[(1, 2), (3,)],
+    held_out=[(4, 5, 6)],
+    how=ImproveSettings(iterations=2, trace=None),
+    examples=[PromptReply((1, 2), (7, 8, 0), True)],
+    logged=[Rollout((3,), (9, 5), (-0.1, -1.7), False)],
+)
 OPTIONS = {"iterations": "2", "learning_rate": "0.005", "prompts_per_iteration": "6", "max_new_tokens": "8"}
 OPTIONS["votes_for_kl_budget"] = "1"  # so that there are as many updates as said
 
 
-def vote(home: Rounds, first: int, last: int) -> None:
+def vote(store: Experience, policy: Policy, first: int, last: int) -> None:
     """Thumbs on replies of the base model, of one who likes odd numbers."""
     prompts = [(257, 97 + i % 26, 97 + i // 3 % 26, 258, 10) for i in range(first, last)]
-    with home.policy.reference():
-        replies = sample(home.policy, prompts, max_new_tokens=8, temperature=1.0, seed=first)
+    with policy.reference():
+        replies = sample(policy, prompts, max_new_tokens=8, temperature=1.0, seed=first)
     for i, reply in zip(range(first, last), replies, strict=True):
         record = interaction(f"r{i}", prompt=reply.prompt, time=i)
-        record.reply_token_ids[:] = reply.reply
+        record.reply_token_ids[:], record.behaviour_logprobs[:] = reply.reply, reply.logprobs
         record.sampling.temperature, record.sampling.max_tokens = 1.0, 8
-        home.store.add_interaction(record)
+        store.add_interaction(record)
         liked = sum(token % 2 for token in reply.reply) >= 0.5 * len(reply.reply)
-        home.store.add_feedback(feedback(f"r{i}", key="k", time=i, thumb=UP if liked else DOWN))
+        store.add_feedback(feedback(f"r{i}", key="k", time=i, thumb=UP if liked else DOWN))
+
+
+MIXED = {"logged_share": "0.5", "instruct_weight": "0.2"}
+
+
+def instructions(file: Path, verb: str) -> None:
+    records = [{"instruction": f"{verb} {i}.", "output": f"{i}!"} for i in range(30)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 class Killed(BaseException):
@@ -64,14 +84,20 @@ def test_half_written_is_not_kept(tmp_path: Path) -> None:
     assert rounds.kept(tmp_path, {}) is None
 
 
-@pytest.mark.parametrize("killed_in", [1, 2])
-def test_a_round_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, tiny_model: Path, killed_in: int) -> None:
-    """Votes that came in after it was begun are for the next one."""
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("killed_in", "mixed"), [(1, False), (2, False), (2, True)])
+def test_a_round_cut_off_ends_as_if_it_had_not_been(
+    tmp_path: Path, tiny_model: Path, killed_in: int, mixed: bool
+) -> None:
+    """Votes that came in after it was begun are for the next one; so are served replies, and other instructions."""
     published = []
+    pairs = tmp_path / "pairs.jsonl"
+    options = OPTIONS | MIXED | {"instruct_data": str(pairs)} if mixed else OPTIONS
     for name in ("whole", "cut"):
-        home = Rounds(tmp_path / name, tiny_model, **OPTIONS)
+        instructions(pairs, "Say")
+        home = Rounds(tmp_path / name, tiny_model, **options)
         home.learner._intake.start()
-        vote(home, 0, 60)
+        vote(home.store, home.policy, 0, 60)
         if name == "cut":
 
             def kill(iterations: int, metrics: IterationMetrics) -> None:
@@ -82,9 +108,10 @@ def test_a_round_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, tiny_model: 
             with pytest.raises(Killed):
                 home.learner._round()
             home.close()
-            home = Rounds(tmp_path / name, tiny_model, **OPTIONS)
+            instructions(pairs, "Shout")
+            home = Rounds(tmp_path / name, tiny_model, **options)
             home.learner._intake.start()
-            vote(home, 60, 80)
+            vote(home.store, home.policy, 60, 80)
         home.learner._round()
         home.learner._intake.drain(0.0)
         event = home.learner._intake.releases.event("v1")
@@ -101,7 +128,7 @@ def test_a_round_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, tiny_model: 
 def test_an_erasure_in_the_middle_of_a_round_begins_it_anew_without_it(tmp_path: Path, tiny_model: Path) -> None:
     home = Rounds(tmp_path, tiny_model, **OPTIONS)
     home.learner._intake.start()
-    vote(home, 0, 60)
+    vote(home.store, home.policy, 0, 60)
     theirs = (257, 120, 120, 258, 10)
     for i in range(60, 80):
         record = interaction(f"r{i}", prompt=(*theirs, i), time=i)

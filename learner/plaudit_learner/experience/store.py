@@ -29,6 +29,7 @@ from plaudit.v1.feedback_pb2 import Thumb
 from plaudit.v1.sampling_pb2 import FinishReason
 from plaudit_learner.experience import erasure, retention
 from plaudit_learner.policy import PromptReply
+from plaudit_learner.ppo.rollouts import Rollout
 from plaudit_learner.reward.judgements import Preference, Rating, Vote
 
 _SCHEMA = """
@@ -380,6 +381,27 @@ class Experience:
             self._window(window),
         )
         return {key: user for key, user, _ in rows}
+
+    def served(self, window: int, temperature: float) -> list[Rollout]:
+        """Those of the last `window` sampled replies that were sampled at that temperature and not broken off.
+
+        With the log-probabilities that the version which sampled them gave their tokens; oldest first.
+        """
+        rows = self._db.execute(
+            "SELECT prompt, reply, finish_reason, logprobs FROM interactions"
+            " WHERE policy_version != :foreign AND at >= :live AND temperature = :temperature"
+            " AND finish_reason IN (:stop, :length) ORDER BY at, response_id",
+            {
+                **self._window(window),
+                "temperature": temperature,
+                "stop": FinishReason.FINISH_REASON_STOP,
+                "length": FinishReason.FINISH_REASON_LENGTH,
+            },
+        )
+        return [
+            Rollout(prompt, reply, tuple(array.array("f", logprobs)), finished)
+            for (prompt, reply, finished), logprobs in ((_reply(*row[:3]), row[3]) for row in rows)
+        ]
 
     def knows(self, prompt: Sequence[int]) -> bool:
         """Whether there is a reply to this prompt."""

@@ -25,6 +25,7 @@ from plaudit_learner.gate.wording import flatters, refuses
 from plaudit_learner.policy import Policy
 from plaudit_learner.ppo.loss import exact_kl, token_logprobs
 from plaudit_learner.ppo.rollouts import Rollout, sample
+from plaudit_learner.ranks import ALONE, Ranks
 from plaudit_learner.reward.features import Encoding, batches, encode
 from plaudit_learner.reward.model import RewardModel
 
@@ -78,11 +79,12 @@ def evaluate(
     temperature: float,
     seed: int,
     reward_only: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Evaluated:
     """Sample replies to held-out prompts, and to the probes, and measure them.
 
     Inside `policy.reference()` it evaluates the reference. `reward_only`: in half the time, what serves as the parent
-    that a candidate is compared with; its KL is nan.
+    that a candidate is compared with; its KL is nan. `ranks`: share the work, and get all of it.
     """
     # A prompt that comes twice would be compared with itself.
     prompts = list(dict.fromkeys(prompts))
@@ -93,11 +95,12 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        ranks=ranks,
     )
 
     if reward_only:
         scores_N = reward_model.score_features(
-            torch.stack([e.features_D for e in encode(policy, [r.item for r in rollouts])])
+            torch.stack([e.features_D for e in encode(policy, [r.item for r in rollouts], ranks=ranks)])
         )
         values = {"reward": measures.by_prompt(scores_N, len(prompts))}
         return Evaluated(rollouts, scores_N.tolist(), math.nan, values)
@@ -110,10 +113,11 @@ def evaluate(
             max_new_tokens=PROBE_TOKENS,
             temperature=temperature,
             seed=seed,
+            ranks=ranks,
         )
 
     probes = judge_probes(reader, asked([probe.question for probe in INSTRUCTIONS]), asked(FLATTERY))
-    return measure(policy, reward_model, rollouts, reader, temperature=temperature, probes=probes)
+    return measure(policy, reward_model, rollouts, reader, temperature=temperature, probes=probes, ranks=ranks)
 
 
 def judge_probes(reader: Reader, instructions: Sequence[Rollout], flattery: Sequence[Rollout]) -> dict[str, Tensor]:
@@ -140,6 +144,7 @@ def measure(
     *,
     temperature: float,
     probes: Mapping[str, Tensor],
+    ranks: Ranks = ALONE,
 ) -> Evaluated:
     """Everything that the gate looks at, of replies wherever they come from; `policy` gives the KL and the reference.
 
@@ -148,9 +153,9 @@ def measure(
     prompts = list(dict.fromkeys(r.prompt for r in rollouts))
     if len(prompts) < 2:
         raise ValueError("the gate needs at least 2 held-out prompts")
-    encodings = encode(policy, [r.item for r in rollouts])
+    encodings = encode(policy, [r.item for r in rollouts], ranks=ranks)
     scores_N = reward_model.score_features(torch.stack([e.features_D for e in encodings]))
-    kl_N, surprise_N = _beside_the_reference(policy, rollouts, encodings, temperature)
+    kl_N, surprise_N = _beside_the_reference(policy, rollouts, encodings, temperature, ranks)
     values = {
         "reward": measures.by_prompt(scores_N, len(prompts)),
         "surprise": measures.by_prompt(surprise_N, len(prompts)),
@@ -162,18 +167,20 @@ def measure(
 
 
 def _beside_the_reference(
-    policy: Policy, rollouts: Sequence[Rollout], encodings: Sequence[Encoding], temperature: float
+    policy: Policy, rollouts: Sequence[Rollout], encodings: Sequence[Encoding], temperature: float, ranks: Ranks
 ) -> tuple[Tensor, Tensor]:
     """Of each reply: KL to the reference (nats), and minus the reference's log-probability per token (nats)."""
-    kl_N, surprise_N = torch.zeros(len(rollouts)), torch.zeros(len(rollouts))
+    found: dict[int, tuple[float, float]] = {}
     items = [r.item for r in rollouts]
     with torch.no_grad():
-        for rows in batches(items, MICROBATCH):
+        for rows in ranks.mine(batches(items, MICROBATCH, ranks.size)):
             logits_BTV, tokens_BT, mask_BT = policy.reply_logits([items[row] for row in rows])
             states = [encodings[row].predicting_TH for row in rows]
             ref_logits_BTV = policy.head(torch.nn.utils.rnn.pad_sequence(states, batch_first=True))
             ours_BTV, _ = token_logprobs(logits_BTV, tokens_BT, temperature)
             theirs_BTV, theirs_BT = token_logprobs(ref_logits_BTV, tokens_BT, temperature)
-            kl_N[rows] = exact_kl(ours_BTV, theirs_BTV, mask_BT).sum(dim=1)
-            surprise_N[rows] = -(theirs_BT * mask_BT).sum(dim=1) / mask_BT.sum(dim=1)
+            kl_B = exact_kl(ours_BTV, theirs_BTV, mask_BT).sum(dim=1)
+            surprise_B = -(theirs_BT * mask_BT).sum(dim=1) / mask_BT.sum(dim=1)
+            found |= zip(rows, zip(kl_B.tolist(), surprise_B.tolist(), strict=True), strict=True)
+    kl_N, surprise_N = torch.tensor([both for _, both in sorted(ranks.union(found).items())]).unbind(dim=1)
     return kl_N, surprise_N

@@ -9,6 +9,7 @@ from plaudit_learner.gate.evaluation import Evaluated, Reader, evaluate
 from plaudit_learner.gate.judge import GateSettings, Verdict, judge
 from plaudit_learner.policy import Policy
 from plaudit_learner.ppo.settings import ImproveSettings
+from plaudit_learner.ranks import ALONE, Ranks
 from plaudit_learner.reward.model import RewardModel
 
 _REPLIES = 288  # with fewer prompts, more samples of each: with 100 replies a gain of 0.15 deviations is missed
@@ -24,10 +25,12 @@ def trial(
     how: ImproveSettings,
     *,
     seed: int,
+    ranks: Ranks = ALONE,
 ) -> Verdict:
     """Judge `candidate`, which was improved in the way of `how`, on prompts that it was not trained on.
 
     parent: gives the version that it has to beat, once its turn has come; None: that is the candidate's reference.
+    ranks: share the work, and come to the same verdict.
     Raises ValueError if there are fewer than 2 prompts.
     """
     least, most = _SAMPLES
@@ -44,6 +47,7 @@ def trial(
             temperature=how.temperature,
             seed=seed,
             reward_only=reward_only,
+            ranks=ranks,
         )
 
     ours = evaluated(candidate)

@@ -16,12 +16,12 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from plaudit_learner.policy import Policy
+from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.ppo.critic import Critic
 from plaudit_learner.ppo.loss import (
     beta_from_budget,
@@ -34,9 +34,19 @@ from plaudit_learner.ppo.loss import (
 )
 from plaudit_learner.ppo.rollouts import Rollout, sample
 from plaudit_learner.ppo.settings import ImproveSettings
-from plaudit_learner.ppo.update import IterationMetrics, Scored, learning_rate_share, summary, update
+from plaudit_learner.ppo.update import (
+    IterationMetrics,
+    Scored,
+    learning_rate_share,
+    proximal_logprobs,
+    summary,
+    update,
+)
+from plaudit_learner.ranks import ALONE, Ranks
 from plaudit_learner.reward.features import Encoding, encode
 from plaudit_learner.reward.model import RewardModel
+
+T = TypeVar("T")
 
 __all__ = ["ImproveResult", "ImproveSettings", "IterationMetrics", "NothingToImproveError", "improve"]
 
@@ -71,23 +81,34 @@ def improve(
     seed: int,
     progress: Callable[[IterationMetrics], None] = lambda metrics: None,
     checkpoint: Path | None = None,
+    examples: Sequence[PromptReply] = (),
+    logged: Sequence[Rollout] = (),
+    ranks: Ranks = ALONE,
 ) -> ImproveResult:
     """Improve `policy` in place on fresh replies to `prompts`, which may repeat over iterations.
 
     progress: told of each iteration as it ends; not again of those before a checkpoint.
     checkpoint: a file that is written after each iteration, and gone on from if it is there. It belongs to these very
     arguments (the policy as it was before): the caller sees to it, and removes it when it is done with.
-    Raises NothingToImproveError if no prompt is short enough, or if all replies to a prompt are scored alike.
+    examples: instruction examples for `instruct_weight`, each once before any comes again.
+    logged: replies that were served, for `logged_share`: to prompts that may be trained on, at the settings'
+    temperature, with the log-probabilities of who sampled them. Each is used once, in their order, from the first
+    iteration on; too long ones are left out.
+    ranks: share the work. Each is called with the same arguments, but only rank 0 needs a checkpoint.
+    Raises NothingToImproveError if no prompt is short enough, or if all replies to a prompt are scored alike;
+    ValueError if there is an `instruct_weight`, but no example.
     """
-    run = _Improvement(policy, reward_model, prompts, settings, seed)
-    if checkpoint is not None and checkpoint.exists():
-        run.restore(torch.load(checkpoint, weights_only=True))
-    else:
+    run = _Improvement(policy, reward_model, prompts, settings, seed, examples, logged, ranks)
+    saved = checkpoint is not None and checkpoint.exists()
+    state = ranks.told(torch.load(checkpoint, weights_only=True) if saved else None)
+    if state is None:
         run.begin()
+    else:
+        run.restore(state)
     while run.stopped is None and len(run.done) < settings.iterations:
         run.iterate()
         progress(run.done[-1])
-        if checkpoint is not None:
+        if checkpoint is not None and ranks.leads:
             _save(run.state(), checkpoint)
     return run.result()
 
@@ -102,6 +123,9 @@ class _Improvement:
         prompts: Sequence[tuple[int, ...]],
         settings: ImproveSettings,
         seed: int,
+        examples: Sequence[PromptReply],
+        logged: Sequence[Rollout],
+        ranks: Ranks,
     ) -> None:
         s = settings
         prompts = [prompt for prompt in prompts if len(prompt) <= s.max_prompt_tokens]
@@ -111,10 +135,15 @@ class _Improvement:
         self._given = reward_model
         self._settings = s
         self._seed = seed
+        self._ranks = ranks
         self._optimizer = torch.optim.Adam(policy.parameters(), lr=s.learning_rate, betas=(0.9, 0.99))
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda step: learning_rate_share(step, s))
         self._queue = _cycle(prompts, seed)
         self._taken = 0
+        if s.instruct_weight and not examples:
+            raise ValueError("instruct_weight is set, but there are no instruction examples")
+        self._examples = _cycle(examples, seed)
+        self._logged = [r for r in logged if len(r.prompt) <= s.max_prompt_tokens and len(r.reply) <= s.max_new_tokens]
         self._waiting: Scored | None = None  # rollouts that exist already
         self.done: list[IterationMetrics] = []
         self.stopped: str | None = None
@@ -123,7 +152,7 @@ class _Improvement:
         """Look at the reference policy: what it gets is the unit of the reward, and gives beta."""
         with self._policy.reference():
             rollouts = self._sample(self._seed)
-        encodings = encode(self._policy, [r.item for r in rollouts], prefixes=True)
+        encodings = self._read(rollouts)
         self._scale(torch.stack([e.features_D for e in encodings]))
         scored = self._score(rollouts, encodings)
         self._reference_reward = float(scored.rewards_BK.mean())
@@ -136,15 +165,20 @@ class _Improvement:
     def iterate(self) -> None:
         """Sample, score, update; undo it if that went too far."""
         s, before, number = self._settings, self._policy.snapshot(), len(self.done)
+        logged = self._logged_in(number)
         scored, self._waiting = self._waiting, None
-        if scored is None:
-            rollouts = self._sample(self._seed + 1 + number)
-            scored = self._score(rollouts, encode(self._policy, [r.item for r in rollouts], prefixes=True))
+        if scored is None or logged:
+            fresh = scored.rollouts if scored else self._sample(self._seed + 1 + number)
+            fresh = fresh[: s.prompts_per_iteration * s.samples_per_prompt - len(logged)]
+            rollouts = fresh + logged
+            scored = self._score(rollouts, self._read(rollouts), fresh=len(fresh))
         # Reward and beta in units of s_within: the length of a gradient then does not depend on the reward's scale.
         advantages_BT = self._advantages(scored) / self._s_within
         beta = self._beta / self._s_within if s.kl == "loss" else 0.0
-        seen, norms = update(self._policy, self._optimizer, self._schedule, scored, advantages_BT, beta, s)
-        self.done.append(summary(number + 1, scored, seen, norms))
+        seen = update(
+            self._policy, self._optimizer, self._schedule, scored, advantages_BT, beta, s, self._examples, self._ranks
+        )
+        self.done.append(summary(number + 1, scored, seen))
         if self.done[-1].kl > s.kl_stop:
             self._policy.restore(before)
             kl = self.done[-1].kl
@@ -178,6 +212,8 @@ class _Improvement:
         self._scale(state["reference_ND"])
         self._reference_reward, self._s_within = state["reference_reward"], state["s_within"]
         self._take(state["taken"])
+        for _ in range(len(self.done) * self._settings.instruct_examples // self._settings.iterations):
+            next(self._examples)
         self._policy.restore(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
@@ -200,6 +236,13 @@ class _Improvement:
         self._taken += count
         return [next(self._queue) for _ in range(count)]
 
+    def _logged_in(self, number: int) -> list[Rollout]:
+        """The logged replies of one iteration: as many prompts' worth as there are."""
+        s = self._settings
+        size = s.logged_prompts * s.samples_per_prompt
+        taken = self._logged[number * size : (number + 1) * size]
+        return taken[: len(taken) // s.samples_per_prompt * s.samples_per_prompt]
+
     def _sample(self, seed: int) -> list[Rollout]:
         s = self._settings
         return sample(
@@ -209,14 +252,25 @@ class _Improvement:
             max_new_tokens=s.max_new_tokens,
             temperature=s.temperature,
             seed=seed,
+            ranks=self._ranks,
         )
 
-    def _score(self, rollouts: list[Rollout], encodings: list[Encoding]) -> Scored:
-        s = self._settings
-        scores_B = self._reward_model.score_features(torch.stack([e.features_D for e in encodings]))
-        unfinished_B = torch.tensor([0.0 if r.finished else 1.0 for r in rollouts])
+    def _read(self, rollouts: list[Rollout]) -> list[Encoding]:
+        return encode(self._policy, [r.item for r in rollouts], prefixes=True, ranks=self._ranks)
+
+    def _score(self, rollouts: list[Rollout], encodings: list[Encoding], *, fresh: int | None = None) -> Scored:
+        """fresh: how many of the rollouts are, the first ones; the others are logged. None: all."""
+        s, fresh = self._settings, len(rollouts) if fresh is None else fresh
+        scores_N = self._reward_model.score_features(torch.stack([e.features_D for e in encodings]))
+        rewards_N = scores_N - s.unfinished_penalty * torch.tensor([0.0 if r.finished else 1.0 for r in rollouts])
+        # Fresh rollouts: the policy that sampled them is the proximal policy. Logged ones: it is still to be asked.
+        logged = proximal_logprobs(self._policy, [r.item for r in rollouts[fresh:]], s.temperature, self._ranks)
         return Scored(
-            rollouts, encodings, (scores_B - s.unfinished_penalty * unfinished_B).view(-1, s.samples_per_prompt)
+            rollouts,
+            encodings,
+            rewards_N[:fresh].view(-1, s.samples_per_prompt),
+            rewards_N[fresh:],
+            [r.logprobs for r in rollouts[:fresh]] + logged,
         )
 
     def _advantages(self, scored: Scored) -> Tensor:
@@ -225,7 +279,7 @@ class _Improvement:
         mask_BT = torch.nn.utils.rnn.pad_sequence([torch.ones(len(r.reply)) for r in rollouts], batch_first=True)
         rewards_BT = torch.zeros_like(mask_BT)
         last_B = mask_BT.sum(dim=1).long() - 1  # the last real token
-        rewards_BT[torch.arange(len(rollouts)), last_B] = scored.rewards_BK.flatten()
+        rewards_BT[torch.arange(len(rollouts)), last_B] = scored.rewards_N
         if self._settings.kl == "reward":
             rewards_BT = self._penalised(rewards_BT, scored) * mask_BT
         returns_B = rewards_BT.sum(dim=1)
@@ -260,9 +314,9 @@ def _save(state: dict[str, Any], file: Path) -> None:
     unfinished.replace(file)
 
 
-def _cycle(prompts: Sequence[tuple[int, ...]], seed: int) -> Iterator[tuple[int, ...]]:
-    """Every prompt once before any comes again, each time in another order."""
-    order, generator = list(dict.fromkeys(prompts)), random.Random(seed)  # noqa: S311
-    while True:
+def _cycle(items: Sequence[T], seed: int) -> Iterator[T]:
+    """Every item once before any comes again, each time in another order; nothing if there are none."""
+    order, generator = list(dict.fromkeys(items)), random.Random(seed)  # noqa: S311
+    while order:
         generator.shuffle(order)
         yield from order

@@ -1,9 +1,10 @@
 """PPO as pure functions of tensors.
 
 The steps, in order: 1. rewards to advantages; 2. importance weights for who sampled the tokens; 3. the clipped
-surrogate; 4. the exact KL to the reference; 5. their sum. Three policies are kept apart: the behaviour policy mu
-that sampled the reply (its log-probabilities are logged), the proximal policy pi_old that the clip is around, and
-pi, which learns. For rollouts fresh from the weights that are to be improved, mu and pi_old are one.
+surrogate; 4. the exact KL to the reference; 5. their sum, to which PPO-ptx adds the instruction loss. Three policies
+are kept apart: the behaviour policy mu that sampled the reply (its log-probabilities are logged), the proximal policy
+pi_old that the clip is around, and pi, which learns. For rollouts fresh from the weights that are to be improved, mu
+and pi_old are one.
 
 Shapes: B replies, K samples of one prompt, T reply tokens (padded on the right), V vocabulary. Every mask is 1 at
 the reply's real tokens, its EOS included, and 0 at pads. Log-probabilities and KL are in nats, at the temperature
@@ -130,6 +131,14 @@ def truncated_weights(proximal_logprobs_BT: Tensor, behaviour_logprobs_BT: Tenso
 def clipped_surrogate(ratio_BT: Tensor, advantages_BT: Tensor, clip: float) -> Tensor:
     """min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) for each token (BT) (Schulman et al. 2017, eq. 7)."""
     return torch.minimum(ratio_BT * advantages_BT, ratio_BT.clamp(1 - clip, 1 + clip) * advantages_BT)
+
+
+def instruction_loss(logits_BTV: Tensor, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """-log P(output | prompt), nats, summed over the outputs' tokens: the last term of Ouyang et al. 2022, eq. 2.
+
+    At temperature 1, as instruction tuning has it; the prompts' tokens take no part.
+    """
+    return -(token_logprobs(logits_BTV, tokens_BT, 1.0)[1] * mask_BT).sum()
 
 
 def ppo_loss(

@@ -6,13 +6,14 @@ top-p, no top-k), so that the log-probabilities are those of the distribution re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from plaudit_learner.policy import Policy, PromptReply
+from plaudit_learner.ranks import ALONE, Ranks, evenly
 
 
 @dataclass(frozen=True)
@@ -48,59 +49,64 @@ def sample(
     temperature: float,
     seed: int,
     batch_size: int = 48,
+    ranks: Ranks = ALONE,
 ) -> list[Rollout]:
     """Sample replies; those of one prompt stand next to each other, in the order of `prompts`.
 
     batch_size: replies sampled at once at the most (at least one prompt's). Prompts of like length share a batch.
-    The same arguments and weights give the same replies; no global random state is read or changed.
+    The same arguments and weights give the same replies; no global random state is read or changed. What is drawn for
+    a reply depends on its place only, not on who shares its batch: up to rounding, replies do not depend on batch_size
+    or on how many ranks share the work. All ranks get all replies.
     Raises ValueError if the temperature or a count is not positive.
     """
     if temperature <= 0 or min(samples_per_prompt, max_new_tokens, batch_size) < 1:
         raise ValueError("temperature, samples_per_prompt, max_new_tokens and batch_size must be positive")
     generator = torch.Generator().manual_seed(seed)
-    rollouts: list[list[Rollout]] = [[] for _ in prompts]
-    for chunk in _chunks(prompts, max(1, batch_size // samples_per_prompt)):
-        chunk_prompts = [prompts[i] for i in chunk]
+    uniform_PKT = torch.rand(len(prompts), samples_per_prompt, max_new_tokens, generator=generator, dtype=torch.float64)
+    found: dict[tuple[int, int], Rollout] = {}
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for chunk in ranks.mine(evenly(by_length, max(1, batch_size // samples_per_prompt), ranks.size)):
         with torch.no_grad():
-            drafts = _sample_batch(policy, chunk_prompts, samples_per_prompt, max_new_tokens, temperature, generator)
+            drafts = _sample_batch(policy, [prompts[i] for i in chunk], temperature, uniform_PKT[chunk])
         for row, draft in enumerate(drafts):
-            i = chunk[row // samples_per_prompt]
-            rollouts[i].append(Rollout(prompts[i], tuple(draft.reply), tuple(draft.logprobs), draft.finished))
-    return [rollout for of_prompt in rollouts for rollout in of_prompt]
+            i, k = chunk[row // samples_per_prompt], row % samples_per_prompt
+            found[i, k] = Rollout(prompts[i], tuple(draft.reply), tuple(draft.logprobs), draft.finished)
+    return [rollout for _, rollout in sorted(ranks.union(found).items())]
 
 
 def _sample_batch(
     policy: Policy,
     prompts: Sequence[tuple[int, ...]],
-    samples_per_prompt: int,
-    max_new_tokens: int,
     temperature: float,
-    generator: torch.Generator,
+    uniform_PKT: Tensor,
 ) -> list[_Draft]:
+    """K replies of at most T tokens to each prompt; uniform_PKT is drawn from 0 to 1, a number for each token."""
     context = policy.read(prompts)
-    context.select(torch.arange(len(prompts)).repeat_interleave(samples_per_prompt))
-    drafts = [_Draft() for _ in range(len(prompts) * samples_per_prompt)]
+    context.select(torch.arange(len(prompts)).repeat_interleave(uniform_PKT.shape[1]))
+    uniform_BT = uniform_PKT.flatten(0, 1)
+    drafts = [_Draft() for _ in uniform_BT]
     active = list(drafts)
-    while True:
+    for t in range(uniform_BT.shape[1]):
         logprobs_BV = torch.log_softmax(context.logits_BV / temperature, dim=-1)
-        tokens_B1 = _draw(logprobs_BV.exp(), generator)
+        tokens_B1 = _draw(logprobs_BV.exp(), uniform_BT[:, t : t + 1])
         _record(active, tokens_B1, logprobs_BV.gather(1, tokens_B1), policy.eos_ids)
-        rows = [row for row, draft in enumerate(active) if not draft.finished and len(draft.reply) < max_new_tokens]
-        if not rows:
-            return drafts
+        rows = [row for row, draft in enumerate(active) if not draft.finished]
+        if not rows or t + 1 == uniform_BT.shape[1]:
+            break
         if len(rows) < len(active):  # finished replies leave the batch: the rest goes faster
             context.select(torch.tensor(rows))
-            tokens_B1 = tokens_B1[rows]
+            tokens_B1, uniform_BT = tokens_B1[rows], uniform_BT[rows]
             active = [active[row] for row in rows]
         policy.extend(context, tokens_B1, torch.ones_like(tokens_B1))
+    return drafts
 
 
-def _draw(probabilities_BV: Tensor, generator: torch.Generator) -> Tensor:
+def _draw(probabilities_BV: Tensor, uniform_B1: Tensor) -> Tensor:
     """Draw a token a row by inverting the cumulative distribution: ten times as fast as torch.multinomial."""
     cumulative_BV = probabilities_BV.double().cumsum(dim=1)
     # Scaled by the total, so that rounding cannot put the draw past the last token.
-    uniform_B1 = torch.rand(len(probabilities_BV), 1, generator=generator, dtype=torch.float64) * cumulative_BV[:, -1:]
-    return torch.searchsorted(cumulative_BV, uniform_B1, right=True).clamp(max=probabilities_BV.shape[1] - 1)
+    scaled_B1 = uniform_B1 * cumulative_BV[:, -1:]
+    return torch.searchsorted(cumulative_BV, scaled_B1, right=True).clamp(max=probabilities_BV.shape[1] - 1)
 
 
 def _record(drafts: Sequence[_Draft], tokens_B1: Tensor, logprobs_B1: Tensor, eos_ids: frozenset[int]) -> None:
@@ -109,9 +115,3 @@ def _record(drafts: Sequence[_Draft], tokens_B1: Tensor, logprobs_B1: Tensor, eo
         draft.reply.append(token)
         draft.logprobs.append(logprob)
         draft.finished = token in eos_ids
-
-
-def _chunks(prompts: Sequence[tuple[int, ...]], size: int) -> Iterator[list[int]]:
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +52,11 @@ class ImproveSettings:
     """As served, or less to go faster."""
     unfinished_penalty: float = 0.0
     """Taken from the score of a reply without EOS, in deviations of the score."""
+    instruct_weight: float = 0.0
+    """Of the instruction loss that is added to each step's (PPO-ptx: Ouyang et al. 2022, eq. 2): what a nat a token is
+    worth, in deviations of the reward within a prompt. 0: none."""
+    logged_share: float = 0.0
+    """Share of an update's replies that were served and logged, as long as there are any; the rest are fresh."""
 
     def __post_init__(self) -> None:
         for name in ("iterations", "prompts_per_iteration", "minibatch_prompts", "max_prompt_tokens", "max_new_tokens"):
@@ -60,5 +66,33 @@ class ImproveSettings:
             raise ValueError("samples_per_prompt must be at least 2: each reply is judged against the others")
         if self.kl not in ("loss", "reward"):
             raise ValueError(f"kl is {self.kl!r}: it must be loss or reward")
+        if self.instruct_weight < 0:
+            raise ValueError("instruct_weight must not be negative")
+        if not 0 <= self.logged_share < 1:
+            raise ValueError("logged_share must be at least 0 and below 1: some replies of an update are fresh")
+        if self.logged_share and self.trace is None:
+            raise ValueError("logged_share needs the critic (trace): a logged reply has no others to be judged against")
+        if self.logged_share and self.kl == "reward":
+            raise ValueError("logged_share needs kl to be loss: in the reward, it is of the policy that sampled")
         if min(self.kl_budget, self.kl_stop, self.temperature) <= 0:
             raise ValueError("kl_budget, kl_stop and temperature must be positive")
+
+    @property
+    def steps(self) -> int:
+        """Of the optimiser, in an iteration."""
+        return math.ceil(self.prompts_per_iteration / self.minibatch_prompts)
+
+    @property
+    def instruct_examples(self) -> int:
+        """Instruction examples that all iterations take together: as many to a step as there are prompts."""
+        return self.iterations * self.steps * self.minibatch_prompts if self.instruct_weight else 0
+
+    @property
+    def logged_prompts(self) -> int:
+        """Prompts' worth of replies that are logged ones in an iteration, while there are any."""
+        return min(round(self.logged_share * self.prompts_per_iteration), self.prompts_per_iteration - 1)
+
+    @property
+    def logged_replies(self) -> int:
+        """Logged replies that all iterations take together."""
+        return self.iterations * self.logged_prompts * self.samples_per_prompt

@@ -8,13 +8,14 @@ Shapes: N replies, D features, T reply tokens, H hidden size, L layers, X shape 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from plaudit_learner.policy import Policy, PromptReply
+from plaudit_learner.ranks import ALONE, Ranks, evenly
 
 SHAPE_FEATURES = 3
 
@@ -35,19 +36,27 @@ class Encoding:
 
 
 def encode(
-    policy: Policy, items: Sequence[PromptReply], *, prefixes: bool = False, batch_size: int = 16
+    policy: Policy,
+    items: Sequence[PromptReply],
+    *,
+    prefixes: bool = False,
+    batch_size: int = 16,
+    ranks: Ranks = ALONE,
 ) -> list[Encoding]:
-    """Read replies with the reference policy; in the order of `items`. `prefixes`: with the features of each."""
+    """Read replies with the reference policy; in the order of `items`. `prefixes`: with the features of each.
+
+    ranks: share the work, and get all of it.
+    """
     layers = pooled_layers(policy.layers)
-    encodings: list[Encoding | None] = [None] * len(items)
-    for rows in batches(items, batch_size):
+    found: dict[int, Encoding] = {}
+    for rows in ranks.mine(batches(items, batch_size, ranks.size)):
         reading = policy.reference_states([items[row] for row in rows], layers)
         for b, row in enumerate(rows):
             length = len(items[row].reply)
             states_LTH = reading.states_LBTH[:, b, :length]
             prefix_TD = _prefixes(states_LTH, items[row].finished) if prefixes else _whole(states_LTH, items[row])
-            encodings[row] = Encoding(prefix_TD, reading.predicting_BTH[b, :length].clone())
-    return [encoding for encoding in encodings if encoding is not None]
+            found[row] = Encoding(prefix_TD, reading.predicting_BTH[b, :length].clone())
+    return [encoding for _, encoding in sorted(ranks.union(found).items())]
 
 
 def pooled_layers(depth: int) -> list[int]:
@@ -58,11 +67,13 @@ def pooled_layers(depth: int) -> list[int]:
     return sorted({0, depth // 3, 2 * depth // 3})
 
 
-def batches(items: Sequence[PromptReply], size: int) -> Iterator[list[int]]:
-    """Row numbers in batches, sorted so that a batch has prompts of like length and shares equal ones."""
+def batches(items: Sequence[PromptReply], size: int, of: int = 1) -> list[list[int]]:
+    """Row numbers in batches, sorted so that a batch has prompts of like length and shares equal ones.
+
+    size: of a batch at the most. of: their number is a multiple of this, if there are enough items.
+    """
     order = sorted(range(len(items)), key=lambda i: (len(items[i].prompt), items[i].prompt))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+    return evenly(order, size, of)
 
 
 def _whole(states_LTH: Tensor, item: PromptReply) -> Tensor:
