@@ -23,8 +23,8 @@ from plaudit_learner.gate.relevance import Encoder, contrast
 from plaudit_learner.gate.transcript import Transcript
 from plaudit_learner.gate.wording import flatters, refuses
 from plaudit_learner.policy import Policy
-from plaudit_learner.ppo.loss import exact_kl, token_logprobs
 from plaudit_learner.ppo.rollouts import Rollout, sample
+from plaudit_learner.ppo.vocabulary import compare
 from plaudit_learner.reward.features import Encoding, batches, encode
 from plaudit_learner.reward.model import RewardModel
 
@@ -172,8 +172,7 @@ def _beside_the_reference(
             logits_BTV, tokens_BT, mask_BT = policy.reply_logits([items[row] for row in rows])
             states = [encodings[row].predicting_TH for row in rows]
             ref_logits_BTV = policy.head(torch.nn.utils.rnn.pad_sequence(states, batch_first=True))
-            ours_BTV, _ = token_logprobs(logits_BTV, tokens_BT, temperature)
-            theirs_BTV, theirs_BT = token_logprobs(ref_logits_BTV, tokens_BT, temperature)
-            kl_N[rows] = exact_kl(ours_BTV, theirs_BTV, mask_BT).sum(dim=1)
-            surprise_N[rows] = -(theirs_BT * mask_BT).sum(dim=1) / mask_BT.sum(dim=1)
+            found = compare(logits_BTV, ref_logits_BTV, tokens_BT, mask_BT, temperature)
+            kl_N[rows] = found.kl_BT.sum(dim=1)
+            surprise_N[rows] = -found.ref_logprobs_BT.sum(dim=1) / mask_BT.sum(dim=1)
     return kl_N, surprise_N

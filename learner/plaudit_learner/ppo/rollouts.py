@@ -10,9 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plaudit_learner.policy import Policy, PromptReply
+
+_BLOCK = 256
+_CROWD = 7 / 8
+"""Finished replies leave the batch when so few are left: the rest goes faster, but all that was read is copied."""
 
 
 @dataclass(frozen=True)
@@ -80,35 +84,55 @@ def _sample_batch(
     context = policy.read(prompts)
     context.select(torch.arange(len(prompts)).repeat_interleave(samples_per_prompt))
     drafts = [_Draft() for _ in range(len(prompts) * samples_per_prompt)]
-    active = list(drafts)
-    while True:
-        logprobs_BV = torch.log_softmax(context.logits_BV / temperature, dim=-1)
-        tokens_B1 = _draw(logprobs_BV.exp(), generator)
-        _record(active, tokens_B1, logprobs_BV.gather(1, tokens_B1), policy.eos_ids)
-        rows = [row for row, draft in enumerate(active) if not draft.finished and len(draft.reply) < max_new_tokens]
-        if not rows:
-            return drafts
-        if len(rows) < len(active):  # finished replies leave the batch: the rest goes faster
-            context.select(torch.tensor(rows))
-            tokens_B1 = tokens_B1[rows]
-            active = [active[row] for row in rows]
+    active, going = list(drafts), list(range(len(drafts)))  # those in the batch; of these, the rows not yet finished
+    for length in range(1, max_new_tokens + 1):
+        uniform_B1 = torch.zeros(len(active), 1, dtype=torch.float64)
+        uniform_B1[going] = torch.rand(len(going), 1, generator=generator, dtype=torch.float64)
+        probabilities_BV = torch.softmax(context.logits_BV / temperature, dim=-1)
+        tokens_B1 = _draw(probabilities_BV, uniform_B1)
+        _record(active, tokens_B1, probabilities_BV.gather(1, tokens_B1).log(), policy.eos_ids)
+        going = [row for row, draft in enumerate(active) if not draft.finished]
+        if not going or length == max_new_tokens:
+            break
+        if len(going) <= _CROWD * len(active):
+            context.select(torch.tensor(going))
+            tokens_B1 = tokens_B1[going]
+            active = [active[row] for row in going]
+            going = list(range(len(active)))
         policy.extend(context, tokens_B1, torch.ones_like(tokens_B1))
+    return drafts
 
 
-def _draw(probabilities_BV: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a token a row by inverting the cumulative distribution: ten times as fast as torch.multinomial."""
-    cumulative_BV = probabilities_BV.double().cumsum(dim=1)
-    # Scaled by the total, so that rounding cannot put the draw past the last token.
-    uniform_B1 = torch.rand(len(probabilities_BV), 1, generator=generator, dtype=torch.float64) * cumulative_BV[:, -1:]
-    return torch.searchsorted(cumulative_BV, uniform_B1, right=True).clamp(max=probabilities_BV.shape[1] - 1)
+def _draw(probabilities_BV: Tensor, uniform_B1: Tensor) -> Tensor:
+    """A token a row (B1), from a number in [0, 1): first the block of tokens that it falls in, then the token within.
+
+    Far faster than torch.multinomial, and than one cumulative sum, which would have to be float64 over all the row.
+    """
+    missing = -probabilities_BV.shape[1] % _BLOCK
+    blocks_BNK = nn.functional.pad(probabilities_BV, (0, missing)).unflatten(1, (-1, _BLOCK))
+    blocks_BN = blocks_BNK.sum(dim=2).double()
+    block_B1 = _invert(blocks_BN, uniform_B1)
+    cumulative_BN, mass_B1 = blocks_BN.cumsum(dim=1), blocks_BN.gather(1, block_B1)
+    left_B1 = uniform_B1 * cumulative_BN[:, -1:] - (cumulative_BN.gather(1, block_B1) - mass_B1)
+    within_BK = blocks_BNK[torch.arange(len(blocks_BNK)), block_B1[:, 0]]
+    return block_B1 * _BLOCK + _invert(within_BK, (left_B1 / mass_B1).clamp(0, 1 - 2**-53))
+
+
+def _invert(weights_BN: Tensor, uniform_B1: Tensor) -> Tensor:
+    """The column (B1) that a number in [0, 1) falls in, if columns are as wide as their weights."""
+    cumulative_BN = weights_BN.double().cumsum(dim=1)
+    # Scaled by the total, so that rounding cannot put it past the last column, nor in one of weight 0.
+    at_B1 = uniform_B1 * cumulative_BN[:, -1:]
+    return torch.searchsorted(cumulative_BN, at_B1, right=True).clamp(max=weights_BN.shape[1] - 1)
 
 
 def _record(drafts: Sequence[_Draft], tokens_B1: Tensor, logprobs_B1: Tensor, eos_ids: frozenset[int]) -> None:
     tokens, logprobs = tokens_B1[:, 0].tolist(), logprobs_B1[:, 0].tolist()
     for draft, token, logprob in zip(drafts, tokens, logprobs, strict=True):
-        draft.reply.append(token)
-        draft.logprobs.append(logprob)
-        draft.finished = token in eos_ids
+        if not draft.finished:
+            draft.reply.append(token)
+            draft.logprobs.append(logprob)
+            draft.finished = token in eos_ids
 
 
 def _chunks(prompts: Sequence[tuple[int, ...]], size: int) -> Iterator[list[int]]:

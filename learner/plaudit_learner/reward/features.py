@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from plaudit_learner.policy import Policy, PromptReply
+from plaudit_learner.trunk import Trunk
 
 SHAPE_FEATURES = 3
 
@@ -27,6 +28,8 @@ class Encoding:
     """Features of the reply's beginnings, a row after each token; of the whole reply only, unless asked for."""
     predicting_TH: Tensor
     """`Policy.head` makes of these the reference's logits for each reply token."""
+    trunk: Trunk | None = None
+    """What lies below all that learns; only with the features of all beginnings."""
 
     @property
     def features_D(self) -> Tensor:
@@ -37,7 +40,10 @@ class Encoding:
 def encode(
     policy: Policy, items: Sequence[PromptReply], *, prefixes: bool = False, batch_size: int = 16
 ) -> list[Encoding]:
-    """Read replies with the reference policy; in the order of `items`. `prefixes`: with the features of each."""
+    """Read replies with the reference policy; in the order of `items`.
+
+    prefixes: with all that an update needs, the features of each beginning and the trunk.
+    """
     layers = pooled_layers(policy.layers)
     encodings: list[Encoding | None] = [None] * len(items)
     for rows in batches(items, batch_size):
@@ -46,7 +52,8 @@ def encode(
             length = len(items[row].reply)
             states_LTH = reading.states_LBTH[:, b, :length]
             prefix_TD = _prefixes(states_LTH, items[row].finished) if prefixes else _whole(states_LTH, items[row])
-            encodings[row] = Encoding(prefix_TD, reading.predicting_BTH[b, :length].clone())
+            trunk = reading.trunks[b] if prefixes else None
+            encodings[row] = Encoding(prefix_TD, reading.predicting_BTH[b, :length].clone(), trunk)
     return [encoding for encoding in encodings if encoding is not None]
 
 
