@@ -7,6 +7,9 @@ A prompt is read once however many replies follow it: `Policy.read` fills a key-
 continues it. Sampling and training go through the same two calls, and gradients flow through the cache, so the
 result is that of reading each prompt and reply in one piece.
 
+The layers below the lowest adapter, the trunk, make the same of a reply whatever is learnt: what the reference has
+read of them need not be read again.
+
 Shapes: B sequences, P distinct prompts, S tokens read so far (pads included), T reply tokens (padded on the
 right), V vocabulary, L layers, H hidden size. Prompts are padded on the left. Pads are known by masks made from
 lengths, never by token id: the pad of many models is their end-of-sequence token.
@@ -18,19 +21,23 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
+
+from plaudit_learner.attention import use_grouped_attention
+from plaudit_learner.trunk import LAYER, Cache, Trunk, layers_from, lowest_adapter
 
 LEARNING = "default"  # PEFT's name of the first adapter; it stands in no file
 REFERENCE = "reference"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-LAYER = re.compile(r"\.layers\.(\d+)\..*?([^.]+)$")
 
 Tokens = Sequence[int]
 
@@ -59,25 +66,27 @@ class AdapterConfig:
 class Context:
     """What the model has read so far, one row a sequence. `Policy.extend` uses it up."""
 
-    cache: DynamicCache
+    cache: Cache
     mask_BS: Tensor
     """1 at real tokens, 0 at pads."""
     logits_BV: Tensor
     """Logits of the token that comes next."""
     state_B1H: Tensor | None = None
     """The last hidden state, from which those logits come; only if asked for."""
+    trunk_BSH: Tensor | None = None
+    """The trunk's states at each token; only if asked for."""
 
     def select(self, rows_B: Tensor) -> None:
         """Keep these rows, in this order; a row may be named more than once."""
         self.cache.batch_select_indices(rows_B)
         self.mask_BS = self.mask_BS[rows_B]
         self.logits_BV = self.logits_BV[rows_B]
-        if self.state_B1H is not None:
-            self.state_B1H = self.state_B1H[rows_B]
+        if self.state_B1H is not None and self.trunk_BSH is not None:
+            self.state_B1H, self.trunk_BSH = self.state_B1H[rows_B], self.trunk_BSH[rows_B]
 
 
 class Reading(NamedTuple):
-    """What the reference policy makes of replies: one pass serves the reward model and the KL."""
+    """What the reference policy makes of replies: one pass serves the reward model, the KL and the update."""
 
     states_LBTH: Tensor
     """Hidden states at the reply tokens, of the layers asked for; float32."""
@@ -85,6 +94,8 @@ class Reading(NamedTuple):
     """Last hidden states one token earlier: `Policy.head` makes of them the logits that predict each reply token."""
     mask_BT: Tensor
     """1 at reply tokens, 0 at pads."""
+    trunks: list[Trunk]
+    """Of each item."""
 
 
 class Policy:
@@ -113,11 +124,12 @@ class Policy:
         base_name: what the adapter says it belongs to; by default the name of the directory, never its path.
         Raises OSError if the model or an adapter cannot be read, ValueError if an adapter does not fit the base.
         """
-        # Eager attention: on CPU it decodes a batch of short sequences 1.6 times as fast as the fused kernel.
+        # Not the fused kernel: on CPU, for a batch of short sequences, it takes several times as long.
         base = AutoModelForCausalLM.from_pretrained(
             model_dir, dtype="auto", local_files_only=True, attn_implementation="eager"
         )
         base.config.use_cache = True
+        use_grouped_attention(base)
         lora = (
             _lora_config(base, config or AdapterConfig()) if parent_adapter is None else _saved_config(parent_adapter)
         )
@@ -131,6 +143,11 @@ class Policy:
             if adapter is not None:
                 _fill(model, name, adapter, model_dir)
         model.set_adapter(LEARNING)  # and all others are frozen
+        if base.dtype == torch.bfloat16:
+            # Autocast rounds the adapter to the dtype of its inputs: PEFT need not widen these first.
+            for module in model.modules():
+                if isinstance(module, BaseTunerLayer):
+                    module.cast_input_dtype_enabled = False
         return cls(model, base_name or Path(model_dir).name, _eos_ids(base))
 
     def save_adapter(self, directory: Path) -> None:
@@ -187,34 +204,43 @@ class Policy:
             finally:
                 self.model.set_adapter(LEARNING)  # which also makes it trainable again
 
+    @cached_property
+    def trunk(self) -> int:
+        """How many layers lie below the lowest adapter; 0 as well if the model cannot be run from above them."""
+        lowest = lowest_adapter(self.model)
+        return lowest if lowest and self._begins_at(lowest) else 0
+
     def read(self, prompts: Sequence[Tokens], *, states: bool = False) -> Context:
         """Read prompts, a row each. Raises ValueError if a prompt is empty."""
         if not all(prompts):
             raise ValueError("a prompt is empty: a reply needs at least one token before it")
-        tokens_BS, mask_BS = pad(prompts, left=True)
-        cache = DynamicCache(config=self.model.config)
-        output = self._forward(
-            tokens_BS, mask_BS, mask_BS, cache, logits_to_keep=_last(tokens_BS), output_hidden_states=states
-        )
-        state_B1H = output.hidden_states[-1][:, -1:] if states else None
-        return Context(cache, mask_BS, output.logits[:, -1].float(), state_B1H)
+        return self._begin(*pad(prompts, left=True), Cache(self.model.config), states=states)
 
-    def extend(self, context: Context, tokens_BT: Tensor, mask_BT: Tensor, **options: Any) -> Any:
-        """Read T more tokens a row; gives transformers' output, with logits at each of them."""
+    def extend(self, context: Context, inputs: Tensor, mask_BT: Tensor, **options: Any) -> Any:
+        """Read T more tokens a row (BT), or go on from the trunk's states at them (BTH) as the context did.
+
+        Gives transformers' output, with logits at each of them.
+        """
         context.mask_BS = torch.cat([context.mask_BS, mask_BT], dim=1)
-        output = self._forward(tokens_BT, mask_BT, context.mask_BS, context.cache, **options)
+        output = self._forward(inputs, mask_BT, context.mask_BS, context.cache, **options)
         context.logits_BV = output.logits[:, -1].float()
         return output
 
-    def reply_logits(self, items: Sequence[PromptReply]) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits that predict each reply token (logits_BTV, float32), the tokens (tokens_BT), and their mask."""
-        context = self._read_shared(items)
+    def reply_logits(
+        self, items: Sequence[PromptReply], trunks: Sequence[Trunk] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits that predict each reply token (logits_BTV), the tokens (tokens_BT), and their mask.
+
+        trunks: what `reference_states` gave for these items: only the layers above are run then.
+        """
+        context = self._read_shared(items, trunks=trunks)
         tokens_BT, mask_BT = pad([item.reply for item in items])
         first_B1V = context.logits_BV[:, None]
         if tokens_BT.shape[1] == 1:
             return first_B1V, tokens_BT, mask_BT
-        output = self.extend(context, tokens_BT[:, :-1], mask_BT[:, :-1])
-        return torch.cat([first_B1V, output.logits.float()], dim=1), tokens_BT, mask_BT
+        inputs = tokens_BT if trunks is None or not self.trunk else _padded([trunk.reply_TH for trunk in trunks])
+        output = self.extend(context, inputs[:, :-1], mask_BT[:, :-1])
+        return torch.cat([first_B1V.to(output.logits.dtype), output.logits], dim=1), tokens_BT, mask_BT
 
     def reference_states(self, items: Sequence[PromptReply], layers: Sequence[int]) -> Reading:
         """Read the items with the reference policy, once, for everything that is asked of it.
@@ -223,24 +249,30 @@ class Policy:
         Raises ValueError if the model's head is more than a product with a matrix (soft caps, logit scales):
         `head` would then not give the reference's logits.
         """
+        trunk = self.trunk
         with self.reference():
             context = self._read_shared(items, states=True)
-            first_B1H = context.state_B1H
+            first_B1H, trunk_BSH = context.state_B1H, context.trunk_BSH
+            assert trunk_BSH is not None
             tokens_BT, mask_BT = pad([item.reply for item in items])
             output = self.extend(
                 context, tokens_BT, mask_BT, output_hidden_states=True, logits_to_keep=_last(tokens_BT)
             )
             hidden = output.hidden_states
-            if not torch.allclose(self.head(hidden[-1][:, -1]), output.logits[:, 0].float(), rtol=0.02, atol=0.02):
+            if not torch.allclose(self.head(hidden[-1][:, -1]), output.logits[:, 0], rtol=0.02, atol=0.02):
                 raise ValueError("the model's logits are not a plain product of its last state: it is not supported")
             predicting_BTH = torch.cat([first_B1H, hidden[-1][:, :-1]], dim=1)
-            return Reading(torch.stack([hidden[layer].float() for layer in layers]), predicting_BTH, mask_BT)
+            trunks = [
+                Trunk(prompt_SH[-len(item.prompt) :].clone(), reply_TH[: len(item.reply)].clone())
+                for item, prompt_SH, reply_TH in zip(items, trunk_BSH, hidden[trunk], strict=True)
+            ]
+            return Reading(torch.stack([hidden[layer].float() for layer in layers]), predicting_BTH, mask_BT, trunks)
 
     def head(self, states_BTH: Tensor) -> Tensor:
-        """The logits (float32) that last hidden states give."""
+        """The logits that last hidden states give."""
         with self._precision():
             logits: Tensor = self.model.get_output_embeddings()(states_BTH)
-        return logits.float()
+        return logits
 
     @property
     def layers(self) -> int:
@@ -253,25 +285,58 @@ class Policy:
         )
         return weights
 
-    def _read_shared(self, items: Sequence[PromptReply], *, states: bool = False) -> Context:
+    def _read_shared(
+        self, items: Sequence[PromptReply], *, states: bool = False, trunks: Sequence[Trunk] | None = None
+    ) -> Context:
+        """Read each prompt once; a row an item."""
         if not all(item.reply for item in items):
             raise ValueError("a reply has no tokens: even an empty reply has its end-of-sequence token")
-        rows: dict[tuple[int, ...], int] = {}
-        rows_B = torch.tensor([rows.setdefault(item.prompt, len(rows)) for item in items])
-        context = self.read(list(rows), states=states)
-        context.select(rows_B)
+        first: dict[tuple[int, ...], int] = {}  # the first item of each prompt
+        for b, item in enumerate(items):
+            first.setdefault(item.prompt, b)
+        if trunks is None or not self.trunk:
+            context = self.read(list(first), states=states)
+        else:
+            inputs_PSH = _padded([trunks[b].prompt_SH for b in first.values()], left=True)
+            context = self._begin(inputs_PSH, pad(list(first), left=True)[1], Cache(self.model.config, self.trunk))
+        rows = {prompt: row for row, prompt in enumerate(first)}
+        context.select(torch.tensor([rows[item.prompt] for item in items]))
         return context
 
-    def _forward(self, tokens: Tensor, mask: Tensor, seen_mask: Tensor, cache: DynamicCache, **options: Any) -> Any:
+    def _begin(self, inputs: Tensor, mask_BS: Tensor, cache: Cache, *, states: bool = False) -> Context:
+        output = self._forward(
+            inputs, mask_BS, mask_BS, cache, logits_to_keep=_last(mask_BS), output_hidden_states=states
+        )
+        context = Context(cache, mask_BS, output.logits[:, -1].float())
+        if states:
+            context.state_B1H, context.trunk_BSH = output.hidden_states[-1][:, -1:], output.hidden_states[self.trunk]
+        return context
+
+    def _begins_at(self, layer: int) -> bool:
+        """Whether the model, begun at this layer with what the layers below made, gives what it gives as a whole."""
+        tokens_BT = torch.arange(8)[None]
+        mask_BT, config = torch.ones_like(tokens_BT), self.model.config
+        if len(set(getattr(config, "layer_types", None) or [])) > 1:
+            return False  # a layer's kind goes by its number, and the numbers would be others
+        with self.reference():
+            whole = self._forward(tokens_BT, mask_BT, mask_BT, Cache(config), output_hidden_states=True)
+            try:
+                above = self._forward(whole.hidden_states[layer], mask_BT, mask_BT, Cache(config, layer))
+            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+                return False  # its decoder is made in another way
+            return bool(torch.allclose(above.logits, whole.logits, rtol=1e-3, atol=1e-3))
+
+    def _forward(self, inputs: Tensor, mask: Tensor, seen_mask: Tensor, cache: Cache, **options: Any) -> Any:
         # A token's position is the number of real tokens before it; that of a pad does not matter.
-        positions = (seen_mask.cumsum(dim=1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-        with self._precision():
+        positions = (seen_mask.cumsum(dim=1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
+        name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
+        with self._precision(), layers_from(self.model, cache.first):
             return self.model(
-                input_ids=tokens,
                 attention_mask=seen_mask,
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
+                **{name: inputs},
                 **options,
             )
 
@@ -290,6 +355,12 @@ def pad(sequences: Sequence[Tokens], *, left: bool = False) -> tuple[Tensor, Ten
         tokens[row, place] = torch.tensor(sequence, dtype=torch.long)
         mask[row, place] = 1
     return tokens, mask
+
+
+def _padded(states: Sequence[Tensor], *, left: bool = False) -> Tensor:
+    """Hidden states (each TH) in one tensor (B, longest, H), as `pad` does with tokens."""
+    side = "left" if left else "right"
+    return nn.utils.rnn.pad_sequence(list(states), batch_first=True, padding_side=side)
 
 
 def _lora_config(base: nn.Module, config: AdapterConfig) -> LoraConfig:

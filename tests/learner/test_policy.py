@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
 from plaudit_learner.policy import ADAPTER_WEIGHTS, AdapterConfig, Policy, PromptReply, pad
-from tests.tiny_model import IM_END
+from plaudit_learner.trunk import Trunk
+from tests.tiny_model import IM_END, make_tiny_adapter
 
 PROMPTS = [(257, 97, 98, 99, 258, 10), (257, 100, 10), (257, 97, 98, 99, 258, 10, 101, 102, 103)]
 ITEMS = [
@@ -92,6 +93,52 @@ def test_one_reading_of_the_reference_gives_its_states_and_its_logits(policy: Po
         torch.testing.assert_close(
             reading.states_LBTH[layer, 3], hidden[layer][0, len(item.prompt) :], atol=1e-4, rtol=1e-4
         )
+
+
+def test_what_the_trunk_made_need_not_be_read_again(tiny_model: Path) -> None:
+    """Logits and gradients from the trunk's states, kept before the policy changed, are those of reading all layers."""
+    policy = Policy.load(tiny_model, config=AdapterConfig(layers=1))
+    assert policy.trunk == 1
+    trunks = policy.reference_states(ITEMS, [0]).trunks
+    disturb(policy)
+
+    def outcome(given: list[Trunk] | None, order: list[int]) -> list[torch.Tensor]:
+        policy.model.zero_grad()
+        logits, tokens, mask = policy.reply_logits([ITEMS[i] for i in order], given and [given[i] for i in order])
+        picked = torch.log_softmax(logits, dim=-1).gather(-1, tokens[..., None])[..., 0]
+        (picked * mask).sum().backward()
+        return [logits[mask.bool()].detach(), *(w.grad.clone() for w in policy.parameters() if w.grad is not None)]
+
+    for order in ([0, 1, 2, 3], [2, 1], [2]):  # in other company, and as short as can be
+        for ours, whole in zip(outcome(trunks, order), outcome(None, order), strict=True):
+            torch.testing.assert_close(ours, whole, atol=1e-4, rtol=1e-3)
+    with policy.reference():
+        reference = policy.reply_logits(ITEMS)[0]
+    assert not torch.allclose(policy.reply_logits(ITEMS, trunks)[0], reference)
+
+
+def test_no_trunk_where_an_adapter_is_on_the_lowest_layer_or_the_model_cannot_begin_above(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    tuned = make_tiny_adapter(tmp_path / "tuned", tiny_model, seed=1, layers=[0])
+    learning = make_tiny_adapter(tmp_path / "learning", tiny_model, seed=2, layers=[1])
+    assert Policy.load(tiny_model, parent_adapter=learning, reference_adapter=tuned).trunk == 0
+    assert Policy.load(tiny_model).trunk == 0
+    config = OPTConfig(
+        vocab_size=259,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        eos_token_id=IM_END,
+    )
+    OPTForCausalLM(config).save_pretrained(tmp_path / "opt")  # adds positions to what it is given to begin with
+    policy = Policy.load(tmp_path / "opt", config=AdapterConfig(layers=1))
+    assert policy.trunk == 0
+    trunks = policy.reference_states(ITEMS, [0]).trunks
+    disturb(policy)
+    assert torch.equal(policy.reply_logits(ITEMS, trunks)[0], policy.reply_logits(ITEMS)[0])
 
 
 def test_saved_adapter_opens_with_peft_and_as_parent(policy: Policy, tiny_model: Path, tmp_path: Path) -> None:

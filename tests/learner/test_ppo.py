@@ -11,8 +11,6 @@ from torch import Tensor
 from plaudit_learner.ppo.loss import (
     beta_from_budget,
     clipped_surrogate,
-    entropy,
-    exact_kl,
     gae,
     leave_one_out,
     masked_whiten,
@@ -22,6 +20,7 @@ from plaudit_learner.ppo.loss import (
     truncated_weights,
     within_prompt_sd,
 )
+from plaudit_learner.ppo.vocabulary import compare
 
 B, T, V = 3, 4, 5
 LENGTHS = (4, 2, 1)
@@ -122,11 +121,30 @@ def test_whitening_takes_no_notice_of_pads() -> None:
 
 def test_kl_and_entropy_by_hand() -> None:
     ours, theirs = [0.5, 0.25, 0.25], [0.25, 0.25, 0.5]
-    logprobs, ref = (torch.tensor([[row, row]]).log() for row in (ours, theirs))
-    mask = torch.tensor([[1.0, 0.0]])
+    # Logits are log-probabilities but for a constant, and at half the temperature half as large.
+    logits, ref = (torch.tensor([[row, row]]).log() / 2 + shift for row, shift in ((ours, 3.0), (theirs, -1.0)))
+    found = compare(logits, ref, torch.tensor([[0, 0]]), torch.tensor([[1.0, 0.0]]), 0.5)
     # 0.5 ln 2 + 0 + 0.25 ln 0.5 = 0.25 ln 2; entropy 0.5 ln 2 + 0.5 ln 4 = 1.5 ln 2
-    torch.testing.assert_close(exact_kl(logprobs, ref, mask), torch.tensor([[0.25 * math.log(2), 0.0]]))
-    torch.testing.assert_close(entropy(logprobs, mask), torch.tensor([[1.5 * math.log(2), 0.0]]))
+    torch.testing.assert_close(found.kl_BT, torch.tensor([[0.25 * math.log(2), 0.0]]))
+    torch.testing.assert_close(found.entropy_BT, torch.tensor([[1.5 * math.log(2), 0.0]]))
+    torch.testing.assert_close(found.logprobs_BT, torch.tensor([[-math.log(2), 0.0]]))
+    torch.testing.assert_close(found.ref_logprobs_BT, torch.tensor([[-math.log(4), 0.0]]))
+
+
+def test_gradients_of_log_probabilities_and_kl_are_those_of_plain_operations() -> None:
+    x = example()
+    logits, mask = x["logits_BTV"].requires_grad_(), x["mask_BT"]
+    random = torch.Generator().manual_seed(1)
+    one, other = torch.randn(B, T, generator=random), torch.randn(B, T, generator=random)
+
+    def gradient(logprobs: Tensor, kl: Tensor) -> Tensor:
+        return torch.autograd.grad((one * logprobs * mask + other * kl * mask).sum(), logits)[0]
+
+    found = compare(logits, x["ref_logits_BTV"], x["tokens_BT"], mask, 0.7)
+    ours, logprobs = token_logprobs(logits, x["tokens_BT"], 0.7)
+    theirs, _ = token_logprobs(x["ref_logits_BTV"], x["tokens_BT"], 0.7)
+    expected = gradient(logprobs, (ours.exp() * (ours - theirs)).sum(dim=-1))
+    torch.testing.assert_close(gradient(found.logprobs_BT, found.kl_BT), expected)
 
 
 def test_importance_weights_are_truncated_above_only() -> None:

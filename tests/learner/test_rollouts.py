@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from plaudit_learner.policy import Policy
-from plaudit_learner.ppo.rollouts import Rollout, sample
+from plaudit_learner.ppo.rollouts import Rollout, _draw, sample
 
 PROMPTS = [(257, *range(97, 97 + n), 258, 10) for n in (3, 9, 1, 5)]
 
@@ -81,6 +81,16 @@ def test_first_tokens_follow_the_models_distribution(policy: Policy) -> None:
     for token, count in counts.most_common(5):
         p = probabilities[token]
         assert abs(count / 4000 - p) < 4 * math.sqrt(p * (1 - p) / 4000)
+
+
+def test_draws_follow_the_weights_within_and_between_blocks() -> None:
+    weights = torch.zeros(700)
+    weights[[3, 255, 256, 511, 699]] = torch.tensor([1.0, 2.0, 3.0, 4.0, 6.0]) / 16
+    uniform = (torch.arange(1600, dtype=torch.float64)[:, None] + 0.5) / 1600
+    counts = torch.bincount(_draw(weights.expand(1600, -1), uniform)[:, 0], minlength=700)
+    torch.testing.assert_close(counts.float(), 1600 * weights)
+    edges = torch.tensor([[0.0], [1 / 16], [3 / 16], [6 / 16], [10 / 16], [1 - 2**-53]], dtype=torch.float64)
+    assert _draw(weights.expand(6, -1), edges)[:, 0].tolist() == [3, 255, 256, 511, 699, 699]
 
 
 @pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"max_new_tokens": 0}, {"samples_per_prompt": 0}])

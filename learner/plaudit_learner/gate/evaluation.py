@@ -23,8 +23,8 @@ from plaudit_learner.gate.relevance import Encoder, contrast
 from plaudit_learner.gate.transcript import Transcript
 from plaudit_learner.gate.wording import flatters, refuses
 from plaudit_learner.policy import Policy
-from plaudit_learner.ppo.loss import exact_kl, token_logprobs
 from plaudit_learner.ppo.rollouts import Rollout, sample
+from plaudit_learner.ppo.vocabulary import compare
 from plaudit_learner.ranks import ALONE, Ranks
 from plaudit_learner.reward.features import Encoding, batches, encode
 from plaudit_learner.reward.model import RewardModel
@@ -177,10 +177,8 @@ def _beside_the_reference(
             logits_BTV, tokens_BT, mask_BT = policy.reply_logits([items[row] for row in rows])
             states = [encodings[row].predicting_TH for row in rows]
             ref_logits_BTV = policy.head(torch.nn.utils.rnn.pad_sequence(states, batch_first=True))
-            ours_BTV, _ = token_logprobs(logits_BTV, tokens_BT, temperature)
-            theirs_BTV, theirs_BT = token_logprobs(ref_logits_BTV, tokens_BT, temperature)
-            kl_B = exact_kl(ours_BTV, theirs_BTV, mask_BT).sum(dim=1)
-            surprise_B = -(theirs_BT * mask_BT).sum(dim=1) / mask_BT.sum(dim=1)
+            beside = compare(logits_BTV, ref_logits_BTV, tokens_BT, mask_BT, temperature)
+            kl_B, surprise_B = beside.kl_BT.sum(dim=1), -beside.ref_logprobs_BT.sum(dim=1) / mask_BT.sum(dim=1)
             found |= zip(rows, zip(kl_B.tolist(), surprise_B.tolist(), strict=True), strict=True)
     kl_N, surprise_N = torch.tensor([both for _, both in sorted(ranks.union(found).items())]).unbind(dim=1)
     return kl_N, surprise_N

@@ -252,6 +252,7 @@ class _Improvement:
             max_new_tokens=s.max_new_tokens,
             temperature=s.temperature,
             seed=seed,
+            batch_size=96,  # of 24 prompts, all at once: the weights are fetched from memory once for all
             ranks=self._ranks,
         )
 

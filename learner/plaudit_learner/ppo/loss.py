@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plaudit_learner.ppo.vocabulary import compare
+
 
 @dataclass(frozen=True)
 class PPOMetrics:
@@ -108,19 +110,9 @@ def masked_whiten(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def token_logprobs(logits_BTV: Tensor, tokens_BT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities over the vocabulary (BTV), and those of the tokens (BT)."""
-    logprobs_BTV = torch.log_softmax(logits_BTV / temperature, dim=-1)
+    """Log-probabilities over the vocabulary (BTV, float32), and those of the tokens (BT)."""
+    logprobs_BTV = torch.log_softmax(logits_BTV.float() / temperature, dim=-1)
     return logprobs_BTV, logprobs_BTV.gather(-1, tokens_BT[..., None])[..., 0]
-
-
-def exact_kl(logprobs_BTV: Tensor, ref_logprobs_BTV: Tensor, mask_BT: Tensor) -> Tensor:
-    """KL(pi || reference) of the next-token distribution at each reply token (BT), summed over the vocabulary."""
-    return (logprobs_BTV.exp() * (logprobs_BTV - ref_logprobs_BTV)).sum(dim=-1) * mask_BT
-
-
-def entropy(logprobs_BTV: Tensor, mask_BT: Tensor) -> Tensor:
-    """Entropy of the next-token distribution at each reply token (BT)."""
-    return -(logprobs_BTV.exp() * logprobs_BTV).sum(dim=-1) * mask_BT
 
 
 def truncated_weights(proximal_logprobs_BT: Tensor, behaviour_logprobs_BT: Tensor, cap: float) -> Tensor:
@@ -162,8 +154,7 @@ def ppo_loss(
     """
     mask_BT = mask_BT.float()
     replies, tokens = mask_BT.shape[0], mask_BT.sum()
-    logprobs_BTV, logprobs_BT = token_logprobs(logits_BTV, tokens_BT, temperature)
-    ref_logprobs_BTV = torch.log_softmax(ref_logits_BTV / temperature, dim=-1)
+    logprobs_BT, kl_BT, entropy_BT, _ = compare(logits_BTV, ref_logits_BTV, tokens_BT, mask_BT, temperature)
 
     # 1. An advantage for every real token; none at pads.
     advantages_BT = advantages_BT * mask_BT
@@ -174,7 +165,7 @@ def ppo_loss(
     ratio_BT = log_ratio_BT.exp()
     surrogate = (weight_BT * clipped_surrogate(ratio_BT, advantages_BT, clip)).sum() / replies
     # 4. The KL itself, not an estimate: the gradient of the usual estimators is not that of the KL.
-    kl = exact_kl(logprobs_BTV, ref_logprobs_BTV, mask_BT).sum() / replies
+    kl = kl_BT.sum() / replies
     # 5. Maximise surrogate - beta KL.
     loss = beta * kl - surrogate
 
@@ -184,7 +175,7 @@ def ppo_loss(
             loss=float(loss),
             surrogate=float(surrogate),
             kl=float(kl),
-            entropy=float(entropy(logprobs_BTV, mask_BT).sum() / tokens),
+            entropy=float(entropy_BT.sum() / tokens),
             clip_fraction=float(held_BT.sum() / tokens),
             drift=float(((ratio_BT - 1 - log_ratio_BT) * mask_BT).sum() / replies),
             behaviour_weight=float(weight_BT.sum() / tokens),

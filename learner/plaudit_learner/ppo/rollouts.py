@@ -10,10 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.ranks import ALONE, Ranks, evenly
+
+_BLOCK = 256
+_CROWD = 7 / 8
+"""Finished replies leave the batch when so few are left: the rest goes faster, but all that was read is copied."""
 
 
 @dataclass(frozen=True)
@@ -87,31 +91,47 @@ def _sample_batch(
     drafts = [_Draft() for _ in uniform_BT]
     active = list(drafts)
     for t in range(uniform_BT.shape[1]):
-        logprobs_BV = torch.log_softmax(context.logits_BV / temperature, dim=-1)
-        tokens_B1 = _draw(logprobs_BV.exp(), uniform_BT[:, t : t + 1])
-        _record(active, tokens_B1, logprobs_BV.gather(1, tokens_B1), policy.eos_ids)
-        rows = [row for row, draft in enumerate(active) if not draft.finished]
-        if not rows or t + 1 == uniform_BT.shape[1]:
+        probabilities_BV = torch.softmax(context.logits_BV / temperature, dim=-1)
+        tokens_B1 = _draw(probabilities_BV, uniform_BT[:, t : t + 1])
+        _record(active, tokens_B1, probabilities_BV.gather(1, tokens_B1).log(), policy.eos_ids)
+        going = [row for row, draft in enumerate(active) if not draft.finished]
+        if not going or t + 1 == uniform_BT.shape[1]:
             break
-        if len(rows) < len(active):  # finished replies leave the batch: the rest goes faster
-            context.select(torch.tensor(rows))
-            tokens_B1, uniform_BT = tokens_B1[rows], uniform_BT[rows]
-            active = [active[row] for row in rows]
+        if len(going) <= _CROWD * len(active):
+            context.select(torch.tensor(going))
+            tokens_B1, uniform_BT = tokens_B1[going], uniform_BT[going]
+            active = [active[row] for row in going]
         policy.extend(context, tokens_B1, torch.ones_like(tokens_B1))
     return drafts
 
 
 def _draw(probabilities_BV: Tensor, uniform_B1: Tensor) -> Tensor:
-    """Draw a token a row by inverting the cumulative distribution: ten times as fast as torch.multinomial."""
-    cumulative_BV = probabilities_BV.double().cumsum(dim=1)
-    # Scaled by the total, so that rounding cannot put the draw past the last token.
-    scaled_B1 = uniform_B1 * cumulative_BV[:, -1:]
-    return torch.searchsorted(cumulative_BV, scaled_B1, right=True).clamp(max=probabilities_BV.shape[1] - 1)
+    """A token a row (B1), from a number in [0, 1): first the block of tokens that it falls in, then the token within.
+
+    Far faster than torch.multinomial, and than one cumulative sum, which would have to be float64 over all the row.
+    """
+    missing = -probabilities_BV.shape[1] % _BLOCK
+    blocks_BNK = nn.functional.pad(probabilities_BV, (0, missing)).unflatten(1, (-1, _BLOCK))
+    blocks_BN = blocks_BNK.sum(dim=2).double()
+    block_B1 = _invert(blocks_BN, uniform_B1)
+    cumulative_BN, mass_B1 = blocks_BN.cumsum(dim=1), blocks_BN.gather(1, block_B1)
+    left_B1 = uniform_B1 * cumulative_BN[:, -1:] - (cumulative_BN.gather(1, block_B1) - mass_B1)
+    within_BK = blocks_BNK[torch.arange(len(blocks_BNK)), block_B1[:, 0]]
+    return block_B1 * _BLOCK + _invert(within_BK, (left_B1 / mass_B1).clamp(0, 1 - 2**-53))
+
+
+def _invert(weights_BN: Tensor, uniform_B1: Tensor) -> Tensor:
+    """The column (B1) that a number in [0, 1) falls in, if columns are as wide as their weights."""
+    cumulative_BN = weights_BN.double().cumsum(dim=1)
+    # Scaled by the total, so that rounding cannot put it past the last column, nor in one of weight 0.
+    at_B1 = uniform_B1 * cumulative_BN[:, -1:]
+    return torch.searchsorted(cumulative_BN, at_B1, right=True).clamp(max=weights_BN.shape[1] - 1)
 
 
 def _record(drafts: Sequence[_Draft], tokens_B1: Tensor, logprobs_B1: Tensor, eos_ids: frozenset[int]) -> None:
     tokens, logprobs = tokens_B1[:, 0].tolist(), logprobs_B1[:, 0].tolist()
     for draft, token, logprob in zip(drafts, tokens, logprobs, strict=True):
-        draft.reply.append(token)
-        draft.logprobs.append(logprob)
-        draft.finished = token in eos_ids
+        if not draft.finished:
+            draft.reply.append(token)
+            draft.logprobs.append(logprob)
+            draft.finished = token in eos_ids

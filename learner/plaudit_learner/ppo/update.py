@@ -179,7 +179,8 @@ def _loss(
     beta: float,
     s: ImproveSettings,
 ) -> tuple[Tensor, PPOMetrics]:
-    logits_BTV, tokens_BT, mask_BT = policy.reply_logits([r.item for r in rollouts])
+    trunks = [e.trunk for e in encodings if e.trunk is not None]
+    logits_BTV, tokens_BT, mask_BT = policy.reply_logits([r.item for r in rollouts], trunks or None)
     with torch.no_grad():
         states = [e.predicting_TH for e in encodings]
         ref_logits_BTV = policy.head(torch.nn.utils.rnn.pad_sequence(states, batch_first=True))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.ranks import ALONE, Ranks, evenly
+from plaudit_learner.trunk import Trunk
 
 SHAPE_FEATURES = 3
 
@@ -28,6 +29,8 @@ class Encoding:
     """Features of the reply's beginnings, a row after each token; of the whole reply only, unless asked for."""
     predicting_TH: Tensor
     """`Policy.head` makes of these the reference's logits for each reply token."""
+    trunk: Trunk | None = None
+    """What lies below all that learns; only with the features of all beginnings."""
 
     @property
     def features_D(self) -> Tensor:
@@ -43,8 +46,9 @@ def encode(
     batch_size: int = 16,
     ranks: Ranks = ALONE,
 ) -> list[Encoding]:
-    """Read replies with the reference policy; in the order of `items`. `prefixes`: with the features of each.
+    """Read replies with the reference policy; in the order of `items`.
 
+    prefixes: with all that an update needs, the features of each beginning and the trunk.
     ranks: share the work, and get all of it.
     """
     layers = pooled_layers(policy.layers)
@@ -55,7 +59,8 @@ def encode(
             length = len(items[row].reply)
             states_LTH = reading.states_LBTH[:, b, :length]
             prefix_TD = _prefixes(states_LTH, items[row].finished) if prefixes else _whole(states_LTH, items[row])
-            found[row] = Encoding(prefix_TD, reading.predicting_BTH[b, :length].clone())
+            trunk = reading.trunks[b] if prefixes else None
+            found[row] = Encoding(prefix_TD, reading.predicting_BTH[b, :length].clone(), trunk)
     return [encoding for _, encoding in sorted(ranks.union(found).items())]
 
 
