@@ -141,7 +141,8 @@ def test_other_estimators_learn_too(tiny_model: Path, change: dict[str, Any]) ->
     """Each by its own way; that the KL in the reward is felt at all shows in what a heavy beta leaves of it."""
     policy = Policy.load(tiny_model)
     model = reward_model(policy)
-    settings = dataclasses.replace(SETTINGS, iterations=8, **change)
+    # Without a critic it is slow: after 8 updates its gain, of several seeds, is 0.2 with a deviation of 0.1.
+    settings = dataclasses.replace(SETTINGS, iterations=20 if "trace" in change else 8, **change)
     result = improve(policy, model, prompts(80, 0), settings, seed=0)
     assert result.iterations[-1].reward > result.reference_reward + 0.2
     if "kl" in change:
