@@ -76,6 +76,7 @@ def _set(change: Callable[[Interaction], object]) -> bytes:
         (_set(lambda r: setattr(r.sampling, "temperature", float("nan"))), "temperature is not finite"),
         (_set(lambda r: setattr(r.started_at, "seconds", 2**62)), "started_at is no time"),
         (_set(lambda r: setattr(r.started_at, "nanos", -1)), "started_at is no time"),
+        (_set(lambda r: setattr(r.finished_at, "seconds", -5)), "finished_at is no time"),
         (b"\xff garbage", "no Interaction: "),
         (b"", "schema_version is 0"),
     ],

@@ -117,13 +117,18 @@ async def until_health(address: str, expected: dict[str, str], seconds: float = 
             await asyncio.sleep(0.02)
 
 
-async def chat_refusal(address: str) -> tuple[str, float]:
-    """(code, seconds to wait) with which a chat is refused."""
-    async with grpc.aio.insecure_channel(address) as channel:
-        request = StreamChatRequest(messages=[Message(role=Role.ROLE_USER, content="hello")])
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            async for _ in chat_pb2_grpc.ChatServiceStub(channel).StreamChat(request):
-                pass
+def stream(channel: grpc.aio.Channel) -> Any:
+    """A chat, as the wire has it."""
+    request = StreamChatRequest(messages=[Message(role=Role.ROLE_USER, content="hello")])
+    request.sampling.max_tokens = 250
+    return aiter(chat_pb2_grpc.ChatServiceStub(channel).StreamChat(request))
+
+
+async def refusal(reading: Any) -> tuple[str, float]:
+    """(code, seconds to wait) with which a chat ends."""
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        async for _ in reading:
+            pass
     retry = RetryInfo()
     assert rpc_status.from_call(refused.value).details[0].Unpack(retry)
     return refused.value.code().name, retry.retry_delay.ToNanoseconds() / 1e9
@@ -136,20 +141,16 @@ async def test_a_dead_engine_comes_back_with_what_it_had(deployment: Deployment,
         await until_serving(client, "v2")
         await until(lambda: engines[0].loads == ["v2", "v1"])
         before = {v: await client.chat("hi", policy_version=v, **GREEDY).read() for v in ("v0", "v1", "v2")}
-        reply = client.chat("hello", max_tokens=250)
-        reading = aiter(reply)
-        await anext(reading)
         engines[0].may_start.clear()
-        engines[0].die()
-        with pytest.raises(Unavailable) as cut:
-            async for _ in reading:
-                pass
-        assert "please try again" in cut.value.message
-        await until_health(address, DOWN)
-        code, seconds = await chat_refusal(address)
-        assert code == "UNAVAILABLE"
-        assert seconds > 0
-        await client.submit_feedback(reply.receipt, thumb="down")
+        async with grpc.aio.insecure_channel(address) as channel:
+            running = stream(channel)
+            started = (await anext(running)).started
+            assert (await anext(running)).HasField("delta")
+            engines[0].die()
+            assert await refusal(running) == ("UNAVAILABLE", 5.0)
+            await until_health(address, DOWN)
+            assert await refusal(stream(channel)) == ("UNAVAILABLE", 5.0)
+        await client.submit_feedback(started.receipt, thumb="down")
         assert (await client.list_policies()).serving_version == "v2"
         deployment.publish("v3", seed=3, parent="v2")  # waits, and is not refused
         engines[0].may_start.set()

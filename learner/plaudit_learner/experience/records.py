@@ -32,6 +32,7 @@ def parse(entry: Entry) -> Interaction | Feedback | Erasure:
 def _interaction(value: bytes) -> Interaction:
     record = _read(Interaction, value, "response_id", "policy_version", "prompt_token_ids", "reply_token_ids")
     _check_time("started_at", record.started_at)
+    _check_time("finished_at", record.finished_at)
     if not math.isfinite(record.sampling.temperature):
         raise Poison("sampling.temperature is not finite")
     if record.policy_version == IMPORTED:
