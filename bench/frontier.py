@@ -6,8 +6,8 @@ is chosen by looking at held-out prompts.
 
     make bench-frontier [ARGS="--persona NAME --seeds 0 1 --votes 300"] [SIZE=small]
 
-Rows are kept in bench/results/frontier.jsonl; a run that was stopped goes on from there. SIZE=small: the hand-made tiny
-model, a minute; its figures say only that everything runs.
+Rows are kept in bench/results/frontier.jsonl, two plots of them beside it; a run that was stopped goes on from there.
+SIZE=small: the hand-made tiny model, a minute; its figures say only that everything runs.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def main() -> int:
             for seed in arguments.seeds
             for row in Frontier(lab, rows, persona, arguments.votes, seed).rows(arguments)
         ]
-    plot(found, arguments.results / "frontier.svg", f"{persona.name}: {persona.description}; {arguments.votes} votes")
+    title = f"{persona.name}: {persona.description}; {arguments.votes} votes"
+    plot(found, arguments.results / "frontier.svg", title)
+    plot_updates(found, arguments.results / "updates.svg", title)
     return conclude(arguments.size, found, clock.minutes)
 
 
@@ -290,6 +292,39 @@ def plot(rows: list[Row], file: Path, title: str) -> None:
             axis.errorbar(kl, values, yerr=errors, marker="o", capsize=2, label=title_)
         axis.set_xlabel("KL to the reference, nats a reply")
         axis.set_ylabel("true approval" if name == "approval" else "reward, deviations")
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(file)
+    pyplot.close(figure)
+
+
+def plot_updates(rows: list[Row], file: Path, title: str) -> None:
+    """What PPO does to held-out replies, update by update: a line for each seed, from the base policy on."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = {
+        "reward": "reward, deviations",
+        "approval": "true approval",
+        "kl": "KL, nats a reply",
+        "entropy": "entropy, nats a token",
+        "length": "length, tokens",
+    }
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(15, 3))
+    for seed in sorted({row["key"]["seed"] for row in rows}):
+        line = [row for row in rows if row["key"]["seed"] == seed and row["key"]["method"] in (BASE, PPO)]
+        line = [row for row in line if row["key"].get("update") != "last"]
+        for axis, name in zip(axes, shown, strict=True):
+            there = [(row["key"].get("update", 0), row[name]) for row in line if name in row]
+            values = [value if name == "kl" else statistics.fmean(value) for _, value in there]
+            axis.plot([update for update, _ in there], values, marker="o", markersize=3, label=f"seed {seed}")
+    for axis, label_ in zip(axes, shown.values(), strict=True):
+        axis.set_xlabel("update")
+        axis.set_title(label_, fontsize=10)
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.suptitle(title)

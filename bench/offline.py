@@ -46,6 +46,11 @@ Row = dict[str, Any]
 SEED_TASKS = Path(__file__).parents[2] / "shared" / "data" / "self-instruct-seed" / "seed_tasks.jsonl"
 RESULTS = Path(__file__).parent / "results"
 MEASURED = ("relevance", "openings", "phrases", "entropy", "length", "cut_off", "loops")
+_LEARNING = (
+    *("iterations", "prompts_per_iteration", "learning_rate", "kl_budget", "votes_for_kl_budget"),
+    *("pessimism", "lora_layers", "max_prompt_tokens", "max_new_tokens"),
+)
+"""Settings of the learner that bear on what comes of given votes and prompts."""
 _HELD_OUT_SEED = 1_000_003
 """Every policy's held-out replies are drawn with the same numbers."""
 
@@ -261,9 +266,7 @@ def learner_settings() -> LearnerSettings:
 
 def identity(lab: Lab) -> dict[str, Any]:
     """What every row follows from, whatever its method: model, prompts, sampling, the learner's defaults."""
-    elsewhere = {"model_cache", "event_log", "policy_store", "state_dir"}
-    elsewhere |= {name for name in LearnerSettings.model_fields if name.startswith("canary_")}  # nothing is released
-    ours = lab.settings.model_dump(mode="json", exclude=elsewhere)
+    ours = lab.settings.model_dump(mode="json", include=set(_LEARNING))
     digest = hashlib.sha256(repr((sorted(ours.items()), lab.train, lab.held_out)).encode()).hexdigest()[:12]
     return {"model": lab.model.name, "learner_and_prompts": digest, **asdict(lab.how)}
 

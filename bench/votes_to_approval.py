@@ -2,8 +2,9 @@
 
 Each persona votes in rounds, with noise, on what then serves (`bench/ours.py`); every method is given all its votes.
 Held-out prompts are asked in other forms (no instruction begins with a word that one which was voted on begins with),
-and each is another task. KTO and supervised tuning may choose from one grid, on the first seed, by the reward model's
-score on prompts kept from training; ours runs on the learner's defaults.
+and each is another task. KTO and supervised tuning may choose from one grid, on the first persona and seed, by the
+reward model's score on prompts kept from training; ours runs on the learner's defaults, for which one other persona was
+used.
 
     make bench-votes-to-approval [ARGS="--personas NAME… --seeds 0 1 --table"] [SIZE=small]
 
@@ -21,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,9 @@ def main() -> int:
         model = model_directory(arguments.size, Path(temporary))
         train, held_out = by_form(prompts)
         trials = []
-        for name in arguments.personas:
-            chosen: dict[str, Training] = {}
-            for seed in arguments.seeds:
+        chosen: dict[str, Training] = {}
+        for seed in arguments.seeds:  # outside, so that a run that is stopped has seen every persona early
+            for name in arguments.personas:
                 lab = Lab(model, train, held_out, how)
                 trial = Trial(lab, rows, name, arguments.votes, seed, arguments.results / "work")
                 trials.append(trial.found(grid, chosen, compute=not arguments.table))
@@ -114,15 +115,18 @@ class Trial:
         """A row of each method, in their order; those that are missing are computed, or left out."""
         rows = [self._kept(BASE, self._base, compute), self._kept(OURS, self._ours, compute)]
         for method in (KTO, LIKED):
-            tried = {
-                how: self._kept(method, lambda m=method, h=how: self._trained(m, h), compute, **asdict(how))  # type: ignore[misc]
-                for how in ([chosen[method]] if method in chosen else grid)
-            }
-            there = {how: row for how, row in tried.items() if row}
-            if len(there) < len(tried):
-                continue
-            chosen[method] = max(there, key=lambda how: float(there[how]["validation"]))
-            rows.append(there[chosen[method]])
+            if method not in chosen:
+                tried = {
+                    how: self._kept(method, partial(self._tried, method, how), compute, tried=True, **asdict(how))
+                    for how in grid
+                }
+                there = {how: float(row["validation"]) for how, row in tried.items() if row}
+                if len(there) < len(tried):
+                    continue
+                chosen[method] = max(there, key=lambda how: there[how])
+            # Held-out prompts are asked of the chosen one only.
+            how = chosen[method]
+            rows.append(self._kept(method, partial(self._trained, method, how), compute, **asdict(how)))
         rows.append(self._kept(BEST, self._best, compute))
         return [row for row in rows if row]
 
@@ -131,11 +135,8 @@ class Trial:
         row = self._rows.get(key)
         if row is None and compute:
             row = self._rows.add(key, measure())
-            print(
-                f"{self._persona.name}, seed {self._seed}: {method} {more or ''}: approval "
-                f"{statistics.fmean(row['approval']):.3f}, KL {row['kl']:.2f}, {row['minutes']:.1f} CPU minutes",
-                flush=True,
-            )
+            found = f"approval {statistics.fmean(row['approval']):.3f}, KL {row['kl']:.2f}" if "kl" in row else row
+            print(f"{self._persona.name}, seed {self._seed}: {method} {more or ''}: {found}", flush=True)
         return row
 
     @cached_property
@@ -166,17 +167,32 @@ class Trial:
             policy.restore(done.serving)
         return {**self._measured(policy), "minutes": done.minutes, "rounds": done.rounds}
 
+    def _tried(self, method: str, how: Training) -> dict[str, Any]:
+        policy, minutes = self._policy(method, how)
+        _, kept = ours.parts(self._train)
+        rewards = self._lab.rewards(self._model, self._lab.sampled(policy, kept, 14, samples=VALIDATION_SAMPLES))
+        return {"minutes": minutes, "validation": round(float(rewards.mean()), 5)}
+
     def _trained(self, method: str, how: Training) -> dict[str, Any]:
+        policy, minutes = self._policy(method, how)
+        return {**self._measured(policy), "minutes": minutes}
+
+    def _policy(self, method: str, how: Training) -> tuple[Policy, float]:
+        """What a baseline makes of the votes, and in how many CPU minutes; trained once."""
         lab, votes = self._lab, self._deployment.votes
         policy, clock = lab.policy(self._seed), Clock()
+        file = self._work / f"{digest({'method': method, **asdict(how)})}.pt"
+        if file.exists():
+            weights, minutes = torch.load(file, weights_only=True)
+            policy.restore(weights)
+            return policy, minutes
         if method == KTO:
             kto(policy, lab.model, votes, how, self._seed)
         else:
             supervised(policy, lab.model, [vote.item for vote in votes if vote.liked], how, self._seed)
         minutes = clock.minutes
-        _, kept = ours.parts(self._train)
-        rewards = lab.rewards(self._model, lab.sampled(policy, kept, 14, samples=VALIDATION_SAMPLES))
-        return {**self._measured(policy), "minutes": minutes, "validation": round(float(rewards.mean()), 5)}
+        torch.save((policy.snapshot(), minutes), file)
+        return policy, minutes
 
     def _best(self) -> dict[str, Any]:
         """Of BEST_OF base replies the best by the reward model, as often as a policy is sampled."""

@@ -46,8 +46,8 @@ class LearnerSettings(Settings):
     """Length limit of fresh rollouts; the requests' own usual limit where that is lower. In tokens."""
     max_prompt_tokens: int = Field(default=256, ge=1)
     """Longer prompts (with the chat template and what was said before) are not used for rollouts. In tokens."""
-    iterations: int = Field(default=8, ge=1)
-    """PPO updates in a round, each on fresh rollouts. Few: the reward model knows replies like those voted on."""
+    iterations: int = Field(default=12, ge=1)
+    """PPO updates in a round, each on fresh rollouts, with the whole KL budget; fewer with less, as its root."""
     prompts_per_iteration: int = Field(default=24, ge=2)
     """Distinct prompts in an update, with 4 replies each."""
     kl_budget: float = Field(default=3.0, gt=0)

@@ -12,6 +12,7 @@ import logging
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from plaudit.artifacts import ArtifactError, PolicyStore
@@ -129,7 +130,7 @@ class Learner:
                 this.train,
                 this.how,
                 seed=this.seed,
-                progress=self._progress,
+                progress=partial(self._progress, this.how.iterations),
                 checkpoint=self._kept / rounds.CHECKPOINT,
             )
             if result.stopped:
@@ -276,7 +277,7 @@ class Learner:
         temperature, max_tokens = self._store.usual_sampling(settings.window) or (0.7, settings.max_new_tokens)
         return rounds.aim(settings, votes, temperature=temperature, max_new_tokens=max_tokens)
 
-    def _progress(self, metrics: IterationMetrics) -> None:
+    def _progress(self, iterations: int, metrics: IterationMetrics) -> None:
         self._metrics.ppo_reward.set(metrics.reward)
         self._metrics.ppo_kl.set(metrics.kl)
         self._metrics.ppo_entropy.set(metrics.entropy)
@@ -284,7 +285,7 @@ class Learner:
         log.info(
             "update %d of %d: reward %+.2f, KL %.2f nats a reply, entropy %.2f, %.0f tokens",
             metrics.iteration,
-            self._settings.iterations,
+            iterations,
             metrics.reward,
             metrics.kl,
             metrics.entropy,

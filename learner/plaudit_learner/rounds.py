@@ -7,6 +7,7 @@ whatever votes came in meanwhile. So it ends with the very weights that it would
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -42,12 +43,15 @@ def aim(settings: LearnerSettings, votes: int, *, temperature: float, max_new_to
     """What to strive for with that many votes: the fewer there are, the closer to the reference policy.
 
     The reward model errs by about 1 / sqrt(votes), and a policy at KL k can seek out sqrt(2 k) deviations of that
-    error: a budget in proportion to the votes holds the reward that is only imagined at one level.
+    error: a budget in proportion to the votes holds the reward that is only imagined at one level. Updates that pull
+    one way move the weights in proportion to their number, and the KL by its square: as many as reach the same share of
+    any budget.
     temperature, max_new_tokens: as served.
     """
-    kl_budget = settings.kl_budget * min(1.0, votes / settings.votes_for_kl_budget)
+    share = min(1.0, votes / settings.votes_for_kl_budget)
+    kl_budget = settings.kl_budget * share
     return ImproveSettings(
-        iterations=settings.iterations,
+        iterations=math.ceil(settings.iterations * math.sqrt(share)),
         prompts_per_iteration=settings.prompts_per_iteration,
         learning_rate=settings.learning_rate,
         kl_budget=kl_budget,

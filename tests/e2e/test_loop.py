@@ -25,7 +25,7 @@ OPTIONS = (
     "--server-option=max-context=512",
     "--server-option=max-tokens=256",
     "--learner-option=votes-per-round=150",
-    "--learner-option=iterations=5",
+    "--learner-option=iterations=7",
     f"--learner-option=kl-budget={KL_BUDGET}",
     "--learner-option=canary-share=0",  # served at once; a canary's trial is a test of its own
 )

@@ -16,6 +16,7 @@ from tests.learner.test_reward_rounds import Rounds
 
 ROUND = Round(3, "v1", 120, 3000, [(1, 2), (3,)], [(4, 5, 6)], ImproveSettings(iterations=2, trace=None))
 OPTIONS = {"iterations": "2", "learning_rate": "0.005", "prompts_per_iteration": "6", "max_new_tokens": "8"}
+OPTIONS["votes_for_kl_budget"] = "1"  # so that there are as many updates as said
 
 
 def vote(home: Rounds, first: int, last: int) -> None:
@@ -66,7 +67,7 @@ def test_a_round_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, tiny_model: 
         vote(home, 0, 60)
         if name == "cut":
 
-            def kill(metrics: IterationMetrics) -> None:
+            def kill(iterations: int, metrics: IterationMetrics) -> None:
                 if metrics.iteration == killed_in:
                     raise Killed
 
