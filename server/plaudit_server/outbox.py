@@ -36,7 +36,7 @@ from plaudit_server.refused import Refused
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_SECONDS = 0.2
+_PATIENCE_SECONDS = 0.5
 _NO_ANSWER = f"no answer for {_PATIENCE_SECONDS:g} s"
 _RETRY_SECONDS = 1.0
 _WRITE_BATCH = 1000
