@@ -36,7 +36,7 @@ from plaudit_server.refused import Refused
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_SECONDS = 0.2
+_PATIENCE_SECONDS = 0.5
 _NO_ANSWER = f"no answer for {_PATIENCE_SECONDS:g} s"
 _RETRY_SECONDS = 1.0
 _WRITE_BATCH = 1000
@@ -132,15 +132,17 @@ class Outbox:
         self._wake.set()
 
     async def _write_pending(self) -> None:
-        while self._pending or not self._closing:
-            await self._wake.wait()
+        while True:
             batch, self._pending = self._pending[:_WRITE_BATCH], self._pending[_WRITE_BATCH:]
             if batch:
                 await self._write(batch)
             elif not self._closing:
                 self._wake.clear()
-        while self._following:
-            await asyncio.wait(self._following)
+                await self._wake.wait()
+            elif self._following:
+                await asyncio.wait(self._following)
+            else:
+                return
 
     async def _write(self, batch: _Batch) -> None:
         """Write one batch, or begin to: where the log takes the next one meanwhile, `_follow` sees to the answer."""

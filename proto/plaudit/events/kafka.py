@@ -130,6 +130,8 @@ class KafkaLog(EventLog):
         done: Future[None] = Future()
 
         def settle(error: KafkaError | None) -> None:
+            if done.done():
+                return  # a later record could not even be sent
             if error is None:
                 done.set_result(None)
             else:
