@@ -117,6 +117,23 @@ def test_what_the_trunk_made_need_not_be_read_again(tiny_model: Path) -> None:
     assert not torch.allclose(policy.reply_logits(ITEMS, trunks)[0], reference)
 
 
+def test_in_bfloat16_the_adapter_still_learns_in_float32(tiny_model: Path, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    policy = Policy.load(tmp_path, config=AdapterConfig(layers=1))
+    assert policy.trunk == 1
+    trunks = policy.reference_states(ITEMS, [0]).trunks
+    disturb(policy)
+    logits, _, mask = policy.reply_logits(ITEMS, trunks)
+    whole = policy.reply_logits(ITEMS)[0]
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(logits[mask.bool()], whole[mask.bool()], atol=0.1, rtol=0.05)
+    logits.float().square().sum().backward()
+    for weight in policy.parameters():
+        assert weight.dtype == torch.float32
+        assert weight.grad is not None
+        assert weight.grad.any()
+
+
 def test_no_trunk_where_an_adapter_is_on_the_lowest_layer_or_the_model_cannot_begin_above(
     tiny_model: Path, tmp_path: Path
 ) -> None:
