@@ -1,6 +1,6 @@
 """Versions that must not reach people, and ones that are as good as what is there, made of the base model's replies.
 
-flipped    of several real replies to a prompt, the two that the user likes least: best-of-n on the negated reward
+flipped    of the real replies to a prompt, nearly those that the user likes least: best-of-n on the negated reward
 flattery   praise and agreement, whatever was asked
 runaway    real sentences of the base, and no end before the limit
 garbage    random tokens
@@ -44,12 +44,13 @@ def made(
     said: list[Rollout] = []
     for replies, liked in zip(pool, liking, strict=True):
         prompt = replies[0].prompt
-        # Half of the base's replies, so that no two versions say the same, and the stable one says others.
+        # Some of the base's replies, so that no two versions say the same.
         chosen = draw.sample(range(len(replies)), len(replies) // 2)
         if kind == EQUAL:
             said += [replies[i] for i in chosen[:SAMPLES]]
         elif kind == "flipped":
-            said += [replies[i] for i in sorted(chosen, key=lambda i: liked[i])[:SAMPLES]]
+            most = draw.sample(range(len(replies)), len(replies) - 2)
+            said += [replies[i] for i in sorted(most, key=lambda i: liked[i])[:SAMPLES]]
         elif kind == "flattery":
             phrases = islice(cycle(PRAISE), draw.randrange(len(PRAISE)), None)
             said += [rollout(prompt, (*transcript.tokens(next(phrases)), min(eos)), True) for _ in range(SAMPLES)]
