@@ -168,6 +168,9 @@ async def measure(arguments: argparse.Namespace, size: Size, data: Path) -> int:
         say(began, f"timed: {timed}")
         await stage.start_readers()
         if arguments.size == "full":
+            await settled(lambda: ours_found(data), *truth(stage.ours), size.quiet)  # they have caught up
+            if stage.plain is not None:
+                await settled(lambda: plain_found(data), *truth(stage.plain), size.quiet)
             figures["with the readers on the same cores"] = await latencies(stage, replace(size, pairs=2), "together")
         faults = await under_faults(stage, size, arguments.seed)
         figures |= faults

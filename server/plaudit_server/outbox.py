@@ -174,9 +174,10 @@ class Outbox:
         else:
             self._settle([future for _, future in batch], Durability.DURABILITY_EVENT_LOG)
 
-    async def _spool_batch(self, batch: _Batch, why: str | None = None) -> None:
-        if why is not None:
-            log.warning("the event log does not take %d records, they go to the outbox: %s", len(batch), why)
+    async def _spool_batch(self, batch: _Batch, why: str = "others wait there") -> None:
+        """Write a batch to the spool, and acknowledge it; tell its callers if that cannot be done either."""
+        if not self._spooled and not self._spooling:  # said once: all that is new goes there, until it is empty
+            log.warning("the event log does not take records, they go to the outbox: %s", why)
         futures = [future for _, future in batch]
         self._spooling += 1
         try:
