@@ -4,7 +4,7 @@ The same model, prompts, replies to a prompt, length limit, temperature, LoRA, m
 Both stay loaded; they take turns, so that what else the machine does meets both. TRL's has an environment of its own
 (requirements/bench-learn.txt), made under bench/results/work.
 
-TRL is given what was fastest here: everything in bfloat16, its adapter too (ours is float32), eager attention, no
+TRL is given everything in bfloat16, its adapter too (ours is float32), eager attention (the faster one here), no
 gradient checkpointing; and a reward model and a value model that cost nothing, while ours pays for its own. So the
 ratio is the least that there is.
 
