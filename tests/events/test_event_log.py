@@ -294,7 +294,7 @@ def test_a_wrong_url_is_refused(url: str) -> None:
         open_log(url)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(
     batches=st.lists(
         st.lists(st.tuples(st.sampled_from(TOPICS), st.text(max_size=5), st.binary(max_size=20)), max_size=8),

@@ -110,7 +110,7 @@ def oracle(records: list[Any3]) -> tuple[set[str], set[str]]:
     return {r.response_id for r in replies} - gone, statements
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(records=histories(), seed=st.integers(0, 1000))
 def test_what_is_kept_is_a_function_of_the_set_of_records(
     tmp_path_factory: pytest.TempPathFactory, records: list[Any3], seed: int

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from plaudit.v1.events_pb2 import Feedback, Interaction, PolicyEvent
@@ -124,7 +124,6 @@ def standing(db: sqlite3.Connection) -> dict[tuple[str, str], bool]:
     return {(response_id, user): value == 1 for response_id, user, value in rows}
 
 
-@settings(deadline=None)
 @given(records=histories(), seed=st.integers(0, 1000))
 def test_any_order_and_any_repetition_end_in_the_same_state(
     tmp_path_factory: pytest.TempPathFactory, records: list[Feedback], seed: int

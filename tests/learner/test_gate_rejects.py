@@ -39,8 +39,8 @@ pytestmark = [
 
 TEMPERATURE = 0.7
 TOKENS = 48
-POOL = 6  # the base's replies to each prompt: two are what it says, and an improvement chooses among the others
-SAMPLES = 2
+POOL = 9  # the base's replies to each prompt: a third are what it says, and an improvement chooses among the others
+SAMPLES = 3
 QUESTIONS = (
     "What is the capital of France?",
     "What is 12 times 3?",
@@ -173,7 +173,7 @@ def test_a_flipped_reward_is_rejected(bench: Bench) -> None:
 
 def test_an_equal_policy_meets_no_veto(bench: Bench) -> None:
     """Other replies of the base itself."""
-    others = [r for i, r in enumerate(bench.pool) if i % POOL in {2, 3}]
+    others = [r for i, r in enumerate(bench.pool) if SAMPLES <= i % POOL < 2 * SAMPLES]
     assert set(broken(bench.judged(bench.measured(others)))) <= {"reward"}
 
 

@@ -105,7 +105,7 @@ def spoilt(draw: st.DrawFn) -> tuple[str, bytes]:
     return topic, value
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(records=st.lists(spoilt(), min_size=1, max_size=20))
 @example(records=[(FEEDBACK, b""), (ERASURES, b"\x08\x01\x12\x01a\x1a\x00")])
 def test_whatever_comes_is_kept_or_has_a_reason(

@@ -66,7 +66,7 @@ def test_what_has_left_changes_nothing_when_it_comes_again(store: Experience) ->
     assert (tally.up, tally.down) == (9, 1), "within the window a vote may be changed"
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(times=st.lists(st.integers(0, 9), max_size=20), seed=st.integers(0, 1000), batch=st.integers(1, 7))
 def test_the_window_does_not_depend_on_the_order(
     tmp_path_factory: pytest.TempPathFactory, times: list[int], seed: int, batch: int
