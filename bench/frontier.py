@@ -4,7 +4,7 @@ At the same votes and one reward model for all: best-of-2, 4, 8, 16 (expected ov
 prompt), PPO with the learner's defaults, supervised tuning on liked replies and on the best of n, TRL's KTO. No setting
 is chosen by looking at held-out prompts.
 
-    make bench-frontier [ARGS="--persona NAME --seeds 0 1 --votes 300 --logged-share 0.5"] [SIZE=small]
+    make bench-frontier [ARGS="--persona NAME --seeds 0 1 --votes 300 --logged-share 0.5 --table"] [SIZE=small]
 
 Rows are kept in bench/results/frontier.jsonl, two plots of them beside it; a run that was stopped goes on from there.
 SIZE=small: the hand-made tiny model, a minute; its figures say only that everything runs.
@@ -77,6 +77,7 @@ def main() -> int:
         help="PPO also with this share of each update's replies from the votes'",
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="directory of the rows and the plot")
+    parser.add_argument("--table", action="store_true", help="only make table and plots of the rows that there are")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     clock = Clock()
@@ -123,6 +124,10 @@ class Frontier:
 
     def rows(self, arguments: argparse.Namespace) -> list[Row]:
         """Computed, or as they were kept."""
+        if arguments.table:
+            common = self._key(BASE)
+            del common["method"]
+            return self._rows.matching(common)
         found = self._chosen() + self._ppo(arguments.results / "work")
         if arguments.logged_share:
             found += self._ppo(arguments.results / "work", arguments.logged_share)
@@ -269,7 +274,8 @@ def conclude(size: str, rows: list[Row], minutes: float) -> int:
         )
 
     def mean_of(method: str, figure: str) -> float:
-        return statistics.fmean(float(str(row[figure])) for row in figures if row["method"] == method)
+        values = [float(str(row[figure])) for row in figures if row["method"] == method]
+        return statistics.fmean(values) if values else float("nan")
 
     goals = {
         "PPO's last version at or above best-of-8's approval": mean_of(f"{PPO} last", "approval")
@@ -311,7 +317,10 @@ def plot(rows: list[Row], file: Path, title: str) -> None:
             lines[method] = [BASE, *updates]
         lines |= {method: [method] for method in (LIKED, DISTILLED, KTO)}
         for title_, names in lines.items():
-            kl, values, errors = zip(*(point(groups[each]) for each in names), strict=True)
+            there = [groups[each] for each in names if each in groups]
+            if not there:
+                continue
+            kl, values, errors = zip(*map(point, there), strict=True)
             axis.errorbar(kl, values, yerr=errors, marker="o", capsize=2, label=title_)
         axis.set_xlabel("KL to the reference, nats a reply")
         axis.set_ylabel("true approval" if name == "approval" else "reward, deviations")

@@ -236,6 +236,10 @@ class Rows:
         """The row of that very key."""
         return self._rows.get(_name(key))
 
+    def matching(self, key: Mapping[str, Any]) -> list[Row]:
+        """All rows whose key says this, and more, in their order."""
+        return [row for row in self._rows.values() if key.items() <= row["key"].items()]
+
     def add(self, key: Mapping[str, Any], figures: Mapping[str, Any]) -> Row:
         """Keep a row; it is on the disk when this returns."""
         row = {"key": dict(key), **figures}
