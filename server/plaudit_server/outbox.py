@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 _PATIENCE_SECONDS = 0.5
 _NO_ANSWER = f"no answer for {_PATIENCE_SECONDS:g} s"
 _RETRY_SECONDS = 1.0
+_LAST_SECONDS = 2.0
 _WRITE_BATCH = 1000
 _DRAIN_BATCH = 500
 
@@ -107,12 +108,19 @@ class Outbox:
         return future
 
     async def run(self) -> None:
-        """Write and drain until `close`; then write what is pending and return. The spool stays for next time."""
-        tasks = [asyncio.create_task(self._write_pending()), asyncio.create_task(self._drain())]
+        """Write and drain until `close`; then write what is pending, and drain what the log still takes.
+
+        What it does not take within `_LAST_SECONDS` stays in the spool for next time.
+        """
+        draining = asyncio.create_task(self._drain())
+        tasks = [asyncio.create_task(self._write_pending()), draining]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
+            self._ended = True
+            self._filled.set()
+            await asyncio.wait({draining}, timeout=_LAST_SECONDS)
         finally:
             self._ended = True
             for task in (*tasks, *self._following):
@@ -209,14 +217,17 @@ class Outbox:
                 future.set_result(outcome)
 
     async def _drain(self) -> None:
-        """Move the spool into the event log, the oldest first, whenever the log takes it."""
-        while True:
+        """Move the spool into the event log, the oldest first, whenever the log takes it; at the end, while it does."""
+        while self._spooled or not self._ended:
             try:
                 if not self._spooled:
                     self._filled.clear()
                     await self._filled.wait()
+                    continue
                 await self._drain_batch()
             except EventLogUnavailable:
+                if self._ended:
+                    return
                 await asyncio.sleep(_RETRY_SECONDS)  # still away; depth and age are metrics
 
     async def _drain_batch(self) -> None:

@@ -203,7 +203,8 @@ def test_runaway_length_is_rejected(bench: Bench) -> None:
     for start in range(0, len(bench.pool), POOL):
         words = [t for r in bench.pool[start : start + POOL] for t in r.reply if t not in bench.policy.eos_ids]
         endless += [
-            rollout(bench.pool[start].prompt, islice_wrapped(words, offset, TOKENS), False) for offset in (0, 9)
+            rollout(bench.pool[start].prompt, islice_wrapped(words, offset, TOKENS), False)
+            for offset in range(0, 9 * SAMPLES, 9)
         ]
     reasons = broken(bench.judged(bench.measured(endless)))
     assert reasons["cut_off"].startswith("replies do not end: 100% are cut off")
