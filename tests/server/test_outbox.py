@@ -98,6 +98,16 @@ async def test_what_was_appended_just_before_the_end_is_written(tmp_path: Path) 
 
 
 @pytest.mark.kafka
+async def test_what_was_spooled_follows_before_the_end_if_the_log_is_back(tmp_path: Path) -> None:
+    with open_log(f"sqlite:{tmp_path / 'log'}") as log:
+        async with outbox(log, tmp_path / "spool") as box:
+            with away(tmp_path / "log"):
+                assert await box.append(Record(FEEDBACK, "k", b"v")) == IN_OUTBOX
+            assert box.depth() == 1
+        assert box.depth() == 0
+        assert [entry.value for entry in log.read(from_beginning(log, FEEDBACK))] != []
+
+
 async def test_away_and_back_nothing_is_lost_and_order_is_kept(tmp_path: Path) -> None:
     with EmbeddedBroker() as broker:
         log = await asyncio.to_thread(open_log, f"kafka://{broker.address}")
