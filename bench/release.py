@@ -88,7 +88,7 @@ class Size:
     """Of each kind, before the real gate."""
 
 
-FULL = Size(prompts=30, pool=12, tokens=96, temperature=0.7, versions=5, equal=20, vote_rate=0.5, gated=2)
+FULL = Size(prompts=30, pool=12, tokens=96, temperature=0.7, versions=5, equal=20, vote_rate=0.5, gated=1)
 SMALL = Size(prompts=12, pool=12, tokens=48, temperature=1.0, versions=1, equal=2, vote_rate=1.0, gated=1)
 
 
