@@ -428,19 +428,15 @@ def conclude(size: str, bench: Bench, rows: Sequence[Row], gated: Sequence[Row])
     through = [row for row in bad if (row["key"]["kind"], row["key"]["number"]) not in stopped]
     both = statistics.fmean(row["served"] / row["promote_always"] if row in through else 0.0 for row in bad)
     false = sum(row["outcome"] == "rolled back" for row in equal)
-    # The period is a choice: this says for which others the goal would hold.
-    least = math.ceil(20 * statistics.fmean(row["served"] for row in bad))
     print(
-        f"\nharmful versions gave {ratio:.3f} ± {error:.3f} of promote-always's replies, at most 1/20 of them in any "
-        f"period of {least} conversations or more; with the gate before it {both:.3f}. "
-        f"Equal versions rolled back: {false} of {len(equal)}."
+        f"\nharmful versions gave {ratio:.3f} ± {error:.3f} of promote-always's replies over these conversations; "
+        f"with the gate before it {both:.3f}. Equal versions rolled back: {false} of {len(equal)}."
     )
     figures = {
         "period": bench.period,
         "stable_approval": round(bench.liking, 3),
         "harmful_ratio": round(ratio, 4),
         "harmful_ratio_standard_error": round(error, 4),
-        "least_period_for_a_twentieth": least,
         "harmful_ratio_with_gate": round(both, 4),
         "false_rollbacks": false,
         "false_rollback_interval": [round(bound, 3) for bound in wilson(false, len(equal))],
