@@ -5,24 +5,38 @@
                              └── the same letter with `replayed_at`: it was replayed ◀────┘
 
 A letter is named by where its record stood, so that a record which is met again after a crash makes no second one. A
-record that is replayed and still cannot be used stands at a new place, and makes a letter of its own.
+record that is replayed and still cannot be used stands at a new place, and makes a letter of its own. One that the
+event log never took stood nowhere: it is named by chance.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import secrets
+import time
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from plaudit.events import DEAD_LETTERS, ERASURES, FEEDBACK, INTERACTIONS, Entry, EventLog, Record, from_beginning
+from plaudit.events import (
+    DEAD_LETTERS,
+    ERASURES,
+    FEEDBACK,
+    INTERACTIONS,
+    Entry,
+    EventLog,
+    Record,
+    RecordRefused,
+    from_beginning,
+)
 from plaudit.v1.events_pb2 import DeadLetter
 
 log = logging.getLogger(__name__)
 
 _MOST_BYTES = 1 << 20  # of the value: with what surrounds it, a letter must still fit into a record
+_NOWHERE = 2**32 - 1  # see DeadLetter.partition
 _BATCH = 16  # letters are up to a MiB each
 _PREFIX = "plaudit."
 # Whose records are keyed, so that appending one again changes nothing. A policy event is a step; steps have an order.
@@ -53,15 +67,35 @@ def name(letter: DeadLetter) -> Name:
     return Name(letter.topic, letter.partition, letter.offset)
 
 
-def write(entry: Entry, reason: str) -> Record:
-    """The letter for a record that cannot be used, and why."""
+def nowhere(record: Record) -> Entry:
+    """A record that the event log never took, as if it stood in it, at a place where no other ever stands."""
+    return Entry(record.topic, _NOWHERE, secrets.randbits(63), record.key, record.value, time.time())
+
+
+def put(event_log: EventLog, poison: Sequence[tuple[Entry, str]]) -> None:
+    """Append a letter for each record that cannot be used, and why; without its value, if the log refuses it with it.
+
+    Raises EventLogUnavailable.
+    """
+    try:
+        event_log.append([write(entry, reason) for entry, reason in poison])
+    except RecordRefused:
+        for entry, reason in poison:  # those that were taken are there twice, under one name
+            try:
+                event_log.append([write(entry, reason)])
+            except RecordRefused:
+                event_log.append([write(entry, reason, most_bytes=0)])
+
+
+def write(entry: Entry, reason: str, *, most_bytes: int = _MOST_BYTES) -> Record:
+    """The letter for a record that cannot be used, and why; with the first `most_bytes` of its value."""
     letter = DeadLetter(
         schema_version=1,
         topic=entry.topic,
         partition=entry.partition,
         offset=entry.offset,
         key=entry.key,
-        value=entry.value[:_MOST_BYTES],
+        value=entry.value[:most_bytes],
         value_bytes=len(entry.value),
         reason=reason,
         time=_now(),

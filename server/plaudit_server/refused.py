@@ -9,14 +9,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from plaudit.events import DEAD_LETTERS, EventLog, Record, RecordRefused
+from plaudit import dead_letters
+from plaudit.events import EventLog, Record, RecordRefused
 from plaudit.events.sqlite import SqliteLog
-from plaudit.v1.events_pb2 import DeadLetter
 from plaudit_server.metrics import ServerMetrics
 
 log = logging.getLogger(__name__)
-
-_MOST_OF_A_LETTER = 1 << 20  # see DeadLetter.value
 
 
 class Refused:
@@ -36,26 +34,11 @@ class Refused:
             log.error("record %r for %s goes to dead letters: %s", record.key, record.topic, reason)
             self._aside = self._aside or SqliteLog(self._path)
             self._aside.append([record])
-            self._tell(record, str(reason))
+            told = f"refused by the event log, and kept whole in the server's {self._path.name}: {reason}"
+            dead_letters.put(self._log, [(dead_letters.nowhere(record), told)])
             self._metrics.outbox_refused.inc()
 
     def close(self) -> None:
         """Close the file."""
         if self._aside is not None:
             self._aside.close()
-
-    def _tell(self, record: Record, reason: str) -> None:
-        """Write the dead letter; without the value if with it the letter is refused, too."""
-        letter = DeadLetter(
-            schema_version=1,
-            topic=record.topic,
-            key=record.key,
-            value=record.value[:_MOST_OF_A_LETTER],
-            reason=f"refused by the event log, and kept whole in the server's {self._path.name}: {reason}",
-        )
-        letter.time.GetCurrentTime()
-        try:
-            self._log.append([Record(DEAD_LETTERS, record.key, letter.SerializeToString())])
-        except RecordRefused:
-            letter.ClearField("value")
-            self._log.append([Record(DEAD_LETTERS, record.key, letter.SerializeToString())])

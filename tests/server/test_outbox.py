@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from plaudit import dead_letters
 from plaudit.broker import EmbeddedBroker
 from plaudit.events import (
     DEAD_LETTERS,
@@ -179,23 +180,27 @@ async def test_what_kafka_will_never_take_does_not_keep_the_rest_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kafka, "_MAX_BATCH_BYTES", 10_000)  # as of a cluster that somebody has set up otherwise
-    large = Record(FEEDBACK, "large", b"x" * 20_000)
+    large, other = (Record(FEEDBACK, key, b"x" * 20_000) for key in ("large", "other"))
     with EmbeddedBroker() as broker:
         log = await asyncio.to_thread(open_log, f"kafka://{broker.address}")
         try:
             async with outbox(log, tmp_path / "outbox.sqlite") as box:
-                assert await asyncio.gather(box.append(record(0)), box.append(large), box.append(record(1)))
+                assert await asyncio.gather(
+                    box.append(record(0)), box.append(large), box.append(other), box.append(record(1))
+                )
                 await until_empty(box)
                 assert await box.append(record(2)) == IN_LOG
             assert sorted(set(await asyncio.to_thread(values, log))) == [0, 1, 2]
             letters = await asyncio.to_thread(log.read, from_beginning(log, DEAD_LETTERS), timeout=5)
         finally:
             await asyncio.to_thread(log.close)
-    (letter,) = (DeadLetter.FromString(entry.value) for entry in letters)
+    letter, second = (DeadLetter.FromString(entry.value) for entry in letters)
     assert (letter.topic, letter.key, letter.value) == (FEEDBACK, "large", b""), "the letter, too, must fit"
     assert "refused.sqlite" in letter.reason
+    assert dead_letters.name(letter) != dead_letters.name(second), "or one would hide the other, and what intake finds"
+    assert "20,000 bytes" in (dead_letters.refusal(letter) or ""), "what is not there cannot be replayed"
     with open_log(f"sqlite:{tmp_path / 'refused.sqlite'}") as aside:
-        assert [entry.value for entry in aside.read(from_beginning(aside, FEEDBACK))] == [large.value]
+        assert [entry.value for entry in aside.read(from_beginning(aside, FEEDBACK))] == [large.value, other.value]
 
 
 async def test_depth_and_age_are_told_at_once_after_a_restart(tmp_path: Path) -> None:

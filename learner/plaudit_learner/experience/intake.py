@@ -113,7 +113,7 @@ class Intake:
             for entry, reason in poison
             if dead_letters.Name(entry.topic, entry.partition, entry.offset) not in self._letters
         ]
-        self._log.append([dead_letters.write(entry, reason) for entry, reason in new])
+        dead_letters.put(self._log, new)
         for entry, reason in new:
             log.error("dead letter: %s[%d] at %d: %s", entry.topic, entry.partition, entry.offset, reason)
             self._put_aside(entry.topic)
