@@ -39,12 +39,7 @@ def erasure(user: str, time: int) -> Erasure:
 def take(store: Experience, *records: Any3) -> None:
     with store.transaction():
         for record in records:
-            if isinstance(record, Interaction):
-                store.add_interaction(record)
-            elif isinstance(record, Feedback):
-                store.add_feedback(record)
-            else:
-                store.erase(record)
+            store.add(record)
         store.retain()
 
 

@@ -120,12 +120,7 @@ def test_whatever_comes_is_kept_or_has_a_reason(
                     record = parse(entry(topic, value))
                 except Poison:
                     continue
-                if isinstance(record, Interaction):
-                    store.add_interaction(record)
-                elif isinstance(record, Feedback):
-                    store.add_feedback(record)
-                else:
-                    store.erase(record)
+                store.add(record)
             store.retain()
         store.prompts(16)
         store.votes("quality", 16)

@@ -18,7 +18,7 @@ from plaudit.events import (
     from_beginning,
 )
 from plaudit.releases import Releases
-from plaudit.v1.events_pb2 import Feedback, Interaction, PolicyEvent
+from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit_learner.experience.records import Poison, parse
 from plaudit_learner.experience.store import Experience
 
@@ -73,7 +73,7 @@ class Intake:
             with self._store.transaction():
                 for entry in entries:
                     try:
-                        self._take(entry)
+                        self._store.add(parse(entry))
                     except Poison as reason:
                         poison.append((entry, str(reason)))
                     following[entry.topic, entry.partition] = entry.offset + 1
@@ -93,15 +93,6 @@ class Intake:
     def lag(self) -> int:
         """Records that are in the log and not in the store. Raises EventLogUnavailable."""
         return self._log.lag(self._positions)
-
-    def _take(self, entry: Entry) -> None:
-        record = parse(entry)
-        if isinstance(record, Interaction):
-            self._store.add_interaction(record)
-        elif isinstance(record, Feedback):
-            self._store.add_feedback(record)
-        else:
-            self._store.erase(record)
 
     def _write_letters(self, poison: list[tuple[Entry, str]]) -> None:
         """Write the dead letters that are not there yet: a crash, or a full disk, may bring the same records again."""

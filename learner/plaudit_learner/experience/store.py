@@ -178,6 +178,15 @@ class Experience:
         """Grows with every change, within one process."""
         return self._db.total_changes
 
+    def add(self, record: Interaction | Feedback | Erasure) -> None:
+        """Take in a record of any of the three kinds, checked by intake."""
+        if isinstance(record, Interaction):
+            self.add_interaction(record)
+        elif isinstance(record, Feedback):
+            self.add_feedback(record)
+        else:
+            self.erase(record)
+
     def add_interaction(self, record: Interaction) -> None:
         """Keep a reply, checked by intake; one that is there already, was erased or has left changes nothing."""
         if not self._erasures.admit_interaction(record):
