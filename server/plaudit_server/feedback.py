@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from plaudit.events import FEEDBACK, EventLogUnavailable, Record
+from plaudit.events import FEEDBACK, Record
 from plaudit.v1 import feedback_pb2_grpc
 from plaudit.v1.events_pb2 import Feedback
 from plaudit.v1.feedback_pb2 import (
@@ -23,7 +23,7 @@ from plaudit.v1.feedback_pb2 import (
 )
 from plaudit_server.feedback_stream import FeedbackStream
 from plaudit_server.metrics import ServerMetrics
-from plaudit_server.outbox import Outbox
+from plaudit_server.outbox import Outbox, durable
 from plaudit_server.receipts import Receipts
 from plaudit_server.refusal import Refusal, invalid
 from plaudit_server.validation import check_identifier, check_text
@@ -137,12 +137,7 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         return await self._written(record, self._outbox.append(_record(record)))
 
     async def _written(self, record: Feedback, written: asyncio.Future[Durability.ValueType]) -> Durability.ValueType:
-        try:
-            durability = await written
-        except EventLogUnavailable as error:
-            raise Refusal(
-                grpc.StatusCode.UNAVAILABLE, "the vote could not be written down; please try again", retry_after=5.0
-            ) from error
+        durability = await durable(written, "the vote")
         self._metrics.feedback.labels(record.policy_version, record.aspect, _label(record)).inc()
         return durability
 

@@ -48,6 +48,16 @@ Arguments = TypeVarTuple("Arguments")
 _Batch = list[tuple[Record, "asyncio.Future[Durability.ValueType]"]]
 
 
+async def durable(written: asyncio.Future[Durability.ValueType], what: str) -> Durability.ValueType:
+    """Where a record is durable, once it is. Raises Refusal UNAVAILABLE if it could be written nowhere."""
+    try:
+        return await written
+    except EventLogUnavailable as error:
+        raise Refusal(
+            grpc.StatusCode.UNAVAILABLE, f"{what} could not be written down; please try again", retry_after=5.0
+        ) from error
+
+
 class Outbox:
     """Between the server's requests and the event log, which it does not own. Raises EventLogUnavailable.
 

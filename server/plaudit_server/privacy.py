@@ -6,13 +6,12 @@ from typing import Any
 
 import grpc
 
-from plaudit.events import ERASURES, EventLogUnavailable, Record
+from plaudit.events import ERASURES, Record
 from plaudit.v1 import privacy_pb2_grpc
 from plaudit.v1.events_pb2 import Erasure
 from plaudit.v1.privacy_pb2 import EraseUserRequest, EraseUserResponse
-from plaudit_server.outbox import Outbox
+from plaudit_server.outbox import Outbox, durable
 from plaudit_server.receipts import Receipts
-from plaudit_server.refusal import Refusal
 from plaudit_server.validation import check_identifier, check_text
 
 
@@ -33,11 +32,6 @@ class PrivacyService(privacy_pb2_grpc.PrivacyServiceServicer):
         user = self._receipts.pseudonym(request.user_id)
         record = Erasure(schema_version=1, user=user, actor="operator", reason=request.reason)
         record.time.GetCurrentTime()
-        future = self._outbox.append(Record(ERASURES, user, record.SerializeToString()))
-        try:
-            durability = await future
-        except EventLogUnavailable as error:
-            raise Refusal(
-                grpc.StatusCode.UNAVAILABLE, "the erasure could not be written down; please try again", retry_after=5.0
-            ) from error
+        written = self._outbox.append(Record(ERASURES, user, record.SerializeToString()))
+        durability = await durable(written, "the erasure")
         return EraseUserResponse(durability=durability, erased_until=record.time)
