@@ -28,6 +28,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench import tiny  # noqa: E402
 from bench.baselines import Training, kto, supervised  # noqa: E402
 from bench.offline import (  # noqa: E402
     RESULTS,
@@ -50,7 +51,7 @@ from bench.offline import (  # noqa: E402
 from bench.report import report  # noqa: E402
 from plaudit_cli import personas  # noqa: E402
 from plaudit_cli.personas import Persona  # noqa: E402
-from plaudit_cli.prompts import read, split, user  # noqa: E402
+from plaudit_cli.prompts import read, split  # noqa: E402
 from plaudit_learner.policy import Policy, PromptReply  # noqa: E402
 from plaudit_learner.ppo.improve import IterationMetrics, improve  # noqa: E402
 from plaudit_learner.reward.model import RewardModel  # noqa: E402
@@ -86,8 +87,7 @@ def main() -> int:
         if small:
             # Of another model: kept apart from the rows that mean something.
             arguments.results, arguments.seeds = arguments.results / "small", arguments.seeds[:1]
-            words = ["alpha", "beta", "gamma", "delta", "river", "stone", "cloud", "tree", "bird", "fish", "moon"]
-            prompts = [user(f"{first} {second}") for first in words for second in words if first < second]
+            prompts = tiny.pairs(11)
             how = Sampling(temperature=1.0, max_new_tokens=24)
         else:
             prompts, how = read(arguments.prompts), Sampling()

@@ -22,11 +22,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench import tiny  # noqa: E402
 from bench.deployment import running, until_round  # noqa: E402
 from bench.report import report  # noqa: E402
 from plaudit_cli import personas  # noqa: E402
 from plaudit_cli.personas import Persona  # noqa: E402
-from plaudit_cli.prompts import Prompt, read, split, user  # noqa: E402
+from plaudit_cli.prompts import Prompt, read, split  # noqa: E402
 from plaudit_cli.simulation import Simulation, approval, run  # noqa: E402
 from plaudit_cli.tally import Approval, Tally  # noqa: E402
 from plaudit_client import AsyncClient  # noqa: E402
@@ -92,7 +93,7 @@ async def measure(arguments: argparse.Namespace, data: Path) -> int:
     options = [*size.options, f"--learner-option=seed={arguments.seed}", "--learner-option=canary-share=0"]
     if arguments.size == "small":
         options.append(f"--model={_tiny_model(data / 'model')}")
-        prompts = _tiny_prompts()
+        prompts = tiny.pairs()
     else:
         options.append(f"--engine={arguments.engine}")
         prompts = read(arguments.prompts)
@@ -198,25 +199,6 @@ def _tiny_model(directory: Path) -> Path:
     from tests.tiny_model import make_tiny_model
 
     return make_tiny_model(directory)
-
-
-def _tiny_prompts() -> list[Prompt]:
-    words = [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "river",
-        "stone",
-        "cloud",
-        "tree",
-        "bird",
-        "fish",
-        "moon",
-        "star",
-        "wind",
-    ]
-    return [user(f"{first} {second}") for first in words for second in words if first < second]
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench import tiny  # noqa: E402
 from bench.offline import (  # noqa: E402
     RESULTS,
     SEED_TASKS,
@@ -57,7 +58,7 @@ from bench.offline import (  # noqa: E402
 from bench.report import report  # noqa: E402
 from plaudit_cli import personas  # noqa: E402
 from plaudit_cli.personas import Persona  # noqa: E402
-from plaudit_cli.prompts import read, split, user  # noqa: E402
+from plaudit_cli.prompts import read, split  # noqa: E402
 from plaudit_learner.experience import influence  # noqa: E402
 from plaudit_learner.policy import Policy, PromptReply  # noqa: E402
 from plaudit_learner.ppo.improve import improve  # noqa: E402
@@ -338,8 +339,7 @@ def main() -> int:
         if small:  # of another model: kept apart from the rows that mean something
             arguments.results = arguments.results / "small"
             arguments.seeds, arguments.policies = arguments.seeds[:1], arguments.policies[:1]
-            words = ["alpha", "beta", "gamma", "delta", "river", "stone", "cloud", "tree", "bird", "fish", "moon"]
-            prompts = [user(f"{first} {second}") for first in words for second in words if first < second]
+            prompts = tiny.pairs(11)
             how = Sampling(temperature=1.0, max_new_tokens=16)
         else:
             prompts, how = read(arguments.prompts), Sampling()

@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from prometheus_client import CollectorRegistry  # noqa: E402
 
-from bench import harmful  # noqa: E402
+from bench import harmful, tiny  # noqa: E402
 from bench.offline import RESULTS, SEED_TASKS, Row, Rows, digest, model_directory  # noqa: E402
 from bench.report import report  # noqa: E402
 from plaudit.events import FEEDBACK, INTERACTIONS, POLICIES, Record, open_log  # noqa: E402
@@ -47,7 +47,7 @@ from plaudit.v1.policy_pb2 import PolicyState  # noqa: E402
 from plaudit.v1.sampling_pb2 import FinishReason, SamplingParameters  # noqa: E402
 from plaudit_cli.personas import Persona  # noqa: E402
 from plaudit_cli.personas.base import sigmoid, words  # noqa: E402
-from plaudit_cli.prompts import Prompt, read, user  # noqa: E402
+from plaudit_cli.prompts import Prompt, read  # noqa: E402
 from plaudit_learner.canary.review import Reviewer  # noqa: E402
 from plaudit_learner.config import LearnerSettings  # noqa: E402
 from plaudit_learner.experience.intake import Intake  # noqa: E402
@@ -128,7 +128,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         model = model_directory(arguments.size, Path(temporary))
         results = Path(temporary) if arguments.size == "small" else arguments.results
-        prompts = _tiny_prompts() if arguments.size == "small" else read(arguments.prompts)
+        prompts = tiny.pairs(7) if arguments.size == "small" else read(arguments.prompts)
         prompts = [prompt for prompt in prompts if len(prompt.text) <= LONGEST_PROMPT][: size.prompts]
         bench = Bench(size, model, prompts, results, arguments.seed)
         kinds = [(kind, n) for kind in harmful.KINDS for n in range(size.versions)]
@@ -388,11 +388,6 @@ class Deployment:
     def __exit__(self, *error: object) -> None:
         self._store.close()
         self._log.close()
-
-
-def _tiny_prompts() -> list[Prompt]:
-    said = ["alpha", "beta", "gamma", "delta", "river", "stone", "cloud"]
-    return [user(f"{first} {second}") for first in said for second in said if first < second]
 
 
 def settings(directory: Path) -> LearnerSettings:
