@@ -54,16 +54,20 @@ class Deployment:
 @asynccontextmanager
 async def running(data: Path, *options: str, servers: int = 1) -> AsyncIterator[Deployment]:
     """A deployment that serves; its output goes to `data`/up.log. Raises RuntimeError if it ends before it serves."""
-    port, metrics_port = free_range(servers), free_range(servers + 1)
+    port = free_range(3 * servers + 1)
+    control_port, metrics_port = port + servers, port + 2 * servers
     data.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "plaudit_cli.main", "up", *options]
-    command += [f"--data={data}", f"--port={port}", f"--metrics-port={metrics_port}", f"--servers={servers}"]
+    command += [f"--data={data}", f"--port={port}", f"--control-port={control_port}"]
+    command += [f"--metrics-port={metrics_port}", f"--servers={servers}"]
     with (data / "up.log").open("ab") as log:
         up = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL)
         try:
             async with AsyncExitStack() as stack:
                 clients = [
-                    await stack.enter_async_context(AsyncClient(f"127.0.0.1:{port + index}"))
+                    await stack.enter_async_context(
+                        AsyncClient(f"127.0.0.1:{port + index}", control=f"127.0.0.1:{control_port + index}")
+                    )
                     for index in range(servers)
                 ]
                 async with asyncio.timeout(_START_SECONDS):

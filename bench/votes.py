@@ -43,9 +43,10 @@ from bench.deployment import serves  # noqa: E402
 from bench.processes import Kept, until_listening  # noqa: E402
 from bench.report import report  # noqa: E402
 from bench.votes_history import Said, Verdict, history, oracle  # noqa: E402
+from plaudit import secret_file  # noqa: E402
 from plaudit.broker import command, free_port  # noqa: E402
 from plaudit_client import AsyncClient, Durability, InvalidRequest, PlauditError  # noqa: E402
-from plaudit_server.receipts import Receipts  # noqa: E402
+from plaudit_server.receipts import Receipts, signing_keys  # noqa: E402
 
 CHANNELS = 4
 PACED_CLIENTS = 8
@@ -216,8 +217,9 @@ async def running(kind: str, data: Path) -> AsyncIterator[Stage]:
 
     data.mkdir(parents=True)
     model = make_tiny_model(data / "model")
-    key = data / "receipt.key"
-    key.write_bytes(os.urandom(32))
+    key, user_key = data / "receipt.key", data / "user.key"
+    secret_file.make_key(key)
+    secret_file.make_key(user_key)
     port = free_port()
     async with AsyncExitStack() as stack:
 
@@ -245,8 +247,10 @@ async def running(kind: str, data: Path) -> AsyncIterator[Stage]:
             "plaudit_server.app",
             *common,
             f"--state-dir={data / 'server'}",
-            f"--receipt-key-file={key}",
+            f"--receipt-keys={key}",
+            f"--user-key-file={user_key}",
             f"--listen=127.0.0.1:{port}",
+            f"--control-listen=127.0.0.1:{free_port()}",
             "--engine=torch",
             "--max-context=512",
             "--max-tokens=64",
@@ -266,7 +270,8 @@ async def running(kind: str, data: Path) -> AsyncIterator[Stage]:
                 consumer = ["-m", "bench.votes_plain", "consume", str(data / "plain.sqlite"), address]
                 victims["learner"].append(await start("consumer", *consumer))
 
-        ours = Side("ours", await channels(stack, port), Receipts.from_file(key, 86400))
+        keys = signing_keys(key)
+        ours = Side("ours", await channels(stack, port), Receipts(lambda: keys, 86400))
         async with asyncio.timeout(300):
             while not await serves(ours.clients[0]):
                 await asyncio.sleep(0.2)

@@ -14,4 +14,4 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile("plaudit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("plaudit")
 
-pytest_plugins = ["tests.fixtures_broker", "tests.fixtures_model", "tests.fixtures_server"]
+pytest_plugins = ["tests.fixtures_broker", "tests.fixtures_model", "tests.fixtures_server", "tests.fixtures_tls"]

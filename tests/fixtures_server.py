@@ -13,11 +13,14 @@ import pytest
 
 from plaudit.artifacts import PolicyStore
 from plaudit.events import POLICIES, Record, open_log
+from plaudit.pseudonym import pseudonym
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_client import AsyncClient
 from plaudit_server import app
 from plaudit_server.config import ServerSettings
+from plaudit_server.receipts import Receipts, signing_keys
+from plaudit_server.rpc import Addresses
 from tests.tiny_model import make_endless_adapter, make_tiny_adapter
 
 
@@ -35,10 +38,12 @@ class Deployment:
             "model": str(self.model),
             "engine": "torch",
             "listen": "127.0.0.1:0",
+            "control_listen": "127.0.0.1:0",
             "event_log": self.event_log,
             "policy_store": str(self.root / "versions"),
             "state_dir": self.root / name,
-            "receipt_key_file": self.root / "receipt.key",
+            "receipt_keys": self.root / "receipt.key",
+            "user_key_file": self.root / "user.key",
             "max_context": 512,
             "max_tokens": 256,
             "default_max_tokens": 32,
@@ -46,10 +51,18 @@ class Deployment:
         }
         return ServerSettings(**{**values, **overrides})
 
+    def receipts(self, lifetime: float = 60.0) -> Receipts:
+        """What signs as the servers do."""
+        return Receipts(lambda: signing_keys(self.root / "receipt.key"), lifetime)
+
+    def pseudonym(self, user_id: str) -> str:
+        """What stands in place of a user id in this deployment's records."""
+        return pseudonym((self.root / "user.key").read_bytes(), user_id)
+
     @asynccontextmanager
-    async def server(self, name: str = "server-0", **overrides: Any) -> AsyncIterator[str]:
-        """A running server's address; drained and stopped at the end, and its failure raised."""
-        started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    async def running(self, name: str = "server-0", **overrides: Any) -> AsyncIterator[Addresses]:
+        """A running server; drained and stopped at the end, and its failure raised."""
+        started: asyncio.Future[Addresses] = asyncio.get_running_loop().create_future()
         stop = asyncio.Event()
         running = asyncio.create_task(app.run(self.settings(name, **overrides), stop, started))
         waited: set[asyncio.Future[Any]] = {running, started}
@@ -61,6 +74,19 @@ class Deployment:
         finally:
             stop.set()
             await running
+
+    @asynccontextmanager
+    async def server(self, name: str = "server-0", **overrides: Any) -> AsyncIterator[str]:
+        """As `running`; its public address."""
+        async with self.running(name, **overrides) as addresses:
+            yield addresses.public
+
+    @asynccontextmanager
+    async def client(self, name: str = "server-0", **overrides: Any) -> AsyncIterator[AsyncClient]:
+        """As `running`; a client of both its addresses."""
+        async with self.running(name, **overrides) as addresses:
+            async with AsyncClient(addresses.public, control=addresses.control) as client:
+                yield client
 
     def publish(self, version: str, seed: int, *, parent: str = "v0", announce: bool = True) -> str:
         """Store an adapter made from `seed` as `version`; returns the manifest's sha256."""
@@ -97,18 +123,31 @@ class Deployment:
 @pytest.fixture
 def deployment(tmp_path: Path, tiny_model: Path, tiny_model_sha256: str) -> Deployment:
     (tmp_path / "receipt.key").write_bytes(b"k" * 32)
+    (tmp_path / "user.key").write_bytes(b"u" * 32)
     return Deployment(tmp_path, tiny_model, tiny_model_sha256, f"sqlite:{tmp_path / 'events.sqlite'}")
 
 
 @pytest.fixture
-async def address(deployment: Deployment) -> AsyncIterator[str]:
-    async with deployment.server() as address:
-        yield address
+async def addresses(deployment: Deployment) -> AsyncIterator[Addresses]:
+    async with deployment.running() as addresses:
+        yield addresses
 
 
 @pytest.fixture
-async def client(address: str) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(address) as client:
+def address(addresses: Addresses) -> str:
+    """For applications."""
+    return addresses.public
+
+
+@pytest.fixture
+def control(addresses: Addresses) -> str:
+    """For operators."""
+    return addresses.control
+
+
+@pytest.fixture
+async def client(addresses: Addresses) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(addresses.public, control=addresses.control) as client:
         yield client
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plaudit_cli.common import DEFAULT_SERVER, Server, failures
+from plaudit_cli.common import DEFAULT_SERVER, Server, connect, failures
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -184,9 +184,9 @@ class Session:
 
 
 async def _connect(server: str) -> AsyncClient:
-    from plaudit_client import AsyncClient, Unavailable
+    from plaudit_client import Unavailable
 
-    client = AsyncClient(server)
+    client = connect(server)
     if not await client.healthy():
         raise Unavailable(f"the server at {server} does not serve yet, or is going down; try again in a moment")
     return client

@@ -1,4 +1,4 @@
-"""What the commands share: the --server option, and how a failure becomes one line and an exit code."""
+"""What the commands share: how they reach a server, and how a failure becomes one line and an exit code."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, NoReturn
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from plaudit_client import AsyncClient
 
 
 def _address(value: str) -> str:
@@ -22,6 +28,44 @@ Server = Annotated[
     typer.Option("--server", metavar="HOST:PORT", envvar="PLAUDIT_SERVER", callback=_address, help="Which server."),
 ]
 DEFAULT_SERVER = "127.0.0.1:50051"
+Control = Annotated[
+    str,
+    typer.Option(
+        "--control",
+        metavar="HOST:PORT",
+        envvar="PLAUDIT_CONTROL",
+        callback=_address,
+        help="Which server: the address of its control plane.",
+    ),
+]
+DEFAULT_CONTROL = "127.0.0.1:51051"
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What `plaudit` shows to servers, whichever command follows."""
+
+    api_key: str = ""
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+credentials: ContextVar[Credentials] = ContextVar("credentials", default=Credentials())  # noqa: B039 - it is frozen
+
+
+def connect(address: str, *, control: str | None = None, timeout: float = 30.0) -> AsyncClient:
+    """A client with the credentials that stand before the command. Raises PlauditError, CommandError."""
+    from plaudit_client import AsyncClient, tls
+
+    ours = credentials.get()
+    channel = None
+    if ours.ca or ours.certificate or ours.key:
+        try:
+            channel = tls(ours.ca, ours.certificate, ours.key)
+        except OSError as error:
+            raise CommandError(f"{error.filename}: {error.strerror}") from None
+    return AsyncClient(address, control=control, credentials=channel, api_key=ours.api_key, timeout=timeout)
 
 
 class CommandError(Exception):
@@ -37,13 +81,15 @@ def fail(message: str) -> NoReturn:
 @contextmanager
 def failures() -> Iterator[None]:
     """Around what a command does: an expected failure becomes one line and exit code 1, Ctrl-C exits with 130."""
-    from plaudit_client import PlauditError, Unavailable
+    from plaudit_client import PlauditError, Unauthenticated, Unavailable
 
     try:
         yield
     except Unavailable as error:
-        hint = "; start one with `plaudit up`, or name another with --server"
+        hint = "; start one with `plaudit up`, or name another with --server or --control"
         fail(error.message + (hint if error.message.startswith("nothing answers") else ""))
+    except Unauthenticated as error:
+        fail(f"{error} (`plaudit --api-key KEY …`, or PLAUDIT_API_KEY)")
     except PlauditError as error:
         fail(str(error))
     except CommandError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plaudit_cli.common import DEFAULT_SERVER, Server, failures
+from plaudit_cli.common import DEFAULT_CONTROL, Control, connect, failures
 
 if TYPE_CHECKING:
     from plaudit_client import Erased
@@ -18,7 +18,7 @@ def erase(
     *,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     reason: Annotated[str, typer.Option(help="Why, for the record, which is kept: name nobody here.")] = "",
-    server: Server = DEFAULT_SERVER,
+    control: Control = DEFAULT_CONTROL,
 ) -> None:
     """Forget everything that a user said, or was told, until now; the next version is trained without it.
 
@@ -27,14 +27,12 @@ def erase(
     if not yes:
         typer.confirm(f"Erase everything that {user!r} said, or was told, until now? It cannot be undone.", abort=True)
     with failures():
-        erased = asyncio.run(_erase(server, user, reason))
+        erased = asyncio.run(_erase(control, user, reason))
     print(
         f"erased until {erased.until.astimezone():%Y-%m-%d %H:%M:%S} ({erased.durability.value}); the learner follows"
     )
 
 
-async def _erase(server: str, user: str, reason: str) -> Erased:
-    from plaudit_client import AsyncClient
-
-    async with AsyncClient(server) as client:
+async def _erase(control: str, user: str, reason: str) -> Erased:
+    async with connect(control) as client:
         return await client.erase_user(user, reason)

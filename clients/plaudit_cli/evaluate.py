@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from plaudit_cli import learner_program
-from plaudit_cli.common import DEFAULT_SERVER, Server, fail, failures
+from plaudit_cli.common import DEFAULT_SERVER, Server, connect, fail, failures
 
 if TYPE_CHECKING:
     from plaudit_cli.comparison import Comparison
@@ -65,7 +65,6 @@ def policies(
     from plaudit_cli import comparison_report, personas
     from plaudit_cli import prompts as prompt_files
     from plaudit_cli.comparison import Sampling, compare
-    from plaudit_client import AsyncClient
 
     sampling = Sampling(samples, max_tokens, temperature, seed)
     with failures():
@@ -78,7 +77,7 @@ def policies(
             told_on = Console(stderr=True)  # what is printed is the answer alone
             with Progress(console=told_on, transient=True, disable=not told_on.is_terminal) as progress:
                 bar = progress.add_task(f"{version} and {against}", total=None)
-                async with AsyncClient(server) as client:
+                async with connect(server) as client:
                     return await compare(
                         client,
                         asked,

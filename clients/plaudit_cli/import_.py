@@ -21,7 +21,7 @@ def import_(
     ] = None,
 ) -> None:
     """Import feedback: it trains the reward model. The learner may be running; the same file twice changes nothing."""
-    key = data / "receipt.key"
+    key = data / "user.key"
     if not key.exists():
         fail(
             f"{data} is no deployment's directory (there is no {key.name}): start one with `plaudit up`, or give --data"
@@ -31,7 +31,7 @@ def import_(
         "experience.import_feedback",
         str(file),
         f"--event-log={event_log or embedded}",
-        f"--receipt-key-file={key}",
+        f"--user-key-file={key}",
         f"--state-dir={data / 'learner'}",
         f"--model={model}",
     )

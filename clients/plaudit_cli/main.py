@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from plaudit_cli.common import Credentials, credentials
 
 EMBEDDED_BROKER = "embedded"
 COMMANDS = {
@@ -21,6 +24,7 @@ COMMANDS = {
     "evaluate": ("plaudit_cli.evaluate:app", "Judge what was learnt by data that it was not learnt from."),
     "dead-letters": ("plaudit_cli.dead_letters:app", "List, show and replay records that the learner could not use."),
     "erase": ("plaudit_cli.erase:erase", "Forget everything that a user said, or was told."),
+    "keys": ("plaudit_cli.keys:app", "Create, list and revoke the API keys of callers."),
     "doctor": ("plaudit_cli.doctor:doctor", "Say what is installed, what answers, and what is wrong."),
 }
 
@@ -64,11 +68,25 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _plaudit(
+    *,
     version: Annotated[
         bool, typer.Option("--version", help="Say which version this is.", callback=_version, is_eager=True)
     ] = False,
+    api_key: Annotated[
+        str, typer.Option(envvar="PLAUDIT_API_KEY", help="For servers that ask for one; better in the environment.")
+    ] = "",
+    ca: Annotated[
+        Path | None, typer.Option(envvar="PLAUDIT_CA", help="Talk TLS; who signs servers' certificates, PEM.")
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(envvar="PLAUDIT_CERTIFICATE", help="For servers that ask for one, PEM.")
+    ] = None,
+    certificate_key: Annotated[
+        Path | None, typer.Option(envvar="PLAUDIT_CERTIFICATE_KEY", help="Its private key, PEM.")
+    ] = None,
 ) -> None:
     """Plaudit: a chat model that learns from votes while it serves."""
+    credentials.set(Credentials(api_key, ca, certificate, certificate_key))
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from plaudit.releases import CANARY_METRICS
-from plaudit_cli.common import DEFAULT_SERVER, Server, failures
+from plaudit_cli.common import DEFAULT_CONTROL, Control, connect, failures
 
 if TYPE_CHECKING:
     from plaudit_client import AsyncClient, GateCheck, Policies, Policy
@@ -28,15 +28,15 @@ Reason = Annotated[str, typer.Option(help="Why, for the record.")]
 
 
 @app.command("list")
-def list_(server: Server = DEFAULT_SERVER) -> None:
+def list_(control: Control = DEFAULT_CONTROL) -> None:
     """All versions, oldest first, and the one that answers."""
-    _print_table(_ask(server, lambda client: client.list_policies()))
+    _print_table(_ask(control, lambda client: client.list_policies()))
 
 
 @app.command()
-def show(version: Version, server: Server = DEFAULT_SERVER) -> None:
+def show(version: Version, control: Control = DEFAULT_CONTROL) -> None:
     """All that is known of one version."""
-    policy = _ask(server, lambda client: client.get_policy(version))
+    policy = _ask(control, lambda client: client.get_policy(version))
     lines = [
         ("version", policy.version),
         ("parent", policy.parent or "none"),
@@ -57,9 +57,9 @@ def show(version: Version, server: Server = DEFAULT_SERVER) -> None:
 
 
 @app.command()
-def promote(version: Version, reason: Reason = "", server: Server = DEFAULT_SERVER) -> None:
+def promote(version: Version, reason: Reason = "", control: Control = DEFAULT_CONTROL) -> None:
     """Make a version stable on all servers."""
-    policy = _ask(server, lambda client: client.promote_policy(version, reason))
+    policy = _ask(control, lambda client: client.promote_policy(version, reason))
     print(f"{policy.version} is {policy.state}")
 
 
@@ -67,10 +67,10 @@ def promote(version: Version, reason: Reason = "", server: Server = DEFAULT_SERV
 def rollback(
     version: Annotated[str, typer.Argument(help="For instance v3; left out: the stable one.")] = "",
     reason: Reason = "",
-    server: Server = DEFAULT_SERVER,
+    control: Control = DEFAULT_CONTROL,
 ) -> None:
     """Take a version out of service on all servers."""
-    policy, serving = _ask(server, lambda client: client.rollback_policy(version, reason))
+    policy, serving = _ask(control, lambda client: client.rollback_policy(version, reason))
     print(f"{policy.version} is {policy.state}; {serving} serves")
 
 
@@ -79,15 +79,15 @@ def share(
     version: Version,
     share: Annotated[float, typer.Argument(help="Of conversations, 0 to below 1; for instance 0.1.")],
     reason: Reason = "",
-    server: Server = DEFAULT_SERVER,
+    control: Control = DEFAULT_CONTROL,
 ) -> None:
     """Try a version out on a share of conversations, on all servers; votes decide what becomes of it."""
-    policy = _ask(server, lambda client: client.set_canary_share(version, share, reason))
+    policy = _ask(control, lambda client: client.set_canary_share(version, share, reason))
     print(f"{policy.version} is {policy.state}, at {policy.share:.3g} of conversations")
 
 
 @app.command()
-def watch(server: Server = DEFAULT_SERVER) -> None:
+def watch(control: Control = DEFAULT_CONTROL) -> None:
     """Where every version stands, and each change as it happens, until Ctrl-C."""
 
     async def follow(client: AsyncClient) -> None:
@@ -96,14 +96,12 @@ def watch(server: Server = DEFAULT_SERVER) -> None:
             tally = f" ({found})" if (found := _tally(policy)) else ""
             print(f"{_when(policy):19}  {policy.version:5} {policy.state}{at}: {policy.reason}{tally}", flush=True)
 
-    _ask(server, follow)
+    _ask(control, follow)
 
 
-def _ask(server: str, question: Callable[[AsyncClient], Awaitable[T]]) -> T:
-    from plaudit_client import AsyncClient
-
+def _ask(control: str, question: Callable[[AsyncClient], Awaitable[T]]) -> T:
     async def ask() -> T:
-        async with AsyncClient(server) as client:
+        async with connect(control) as client:
             return await question(client)
 
     with failures():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plaudit_cli.common import DEFAULT_SERVER, CommandError, Server, failures
+from plaudit_cli.common import DEFAULT_CONTROL, DEFAULT_SERVER, CommandError, Control, Server, connect, failures
 
 if TYPE_CHECKING:
     from plaudit_cli.simulation import Vote
@@ -42,13 +42,13 @@ def simulate(
         Path | None, typer.Option("--json", metavar="FILE", help="Append a JSON line for each vote.")
     ] = None,
     server: Server = DEFAULT_SERVER,
+    control: Control = DEFAULT_CONTROL,
 ) -> None:
     """Let simulated users chat and vote."""
     from plaudit_cli import personas
     from plaudit_cli import prompts as prompt_files
     from plaudit_cli.scoreboard import Scoreboard
     from plaudit_cli.simulation import Simulation, run
-    from plaudit_client import AsyncClient
 
     simulation = Simulation(
         conversations=conversations,
@@ -74,7 +74,7 @@ def simulate(
                 board.show(summary)
 
             async def go() -> None:
-                async with AsyncClient(server) as client:
+                async with connect(server, control=control) as client:
                     board.show(await run(client, who, said, simulation, watch=watch, note=board.note), last=True)
 
             asyncio.run(go())

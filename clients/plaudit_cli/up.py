@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import secrets
 import signal
 import socket
 import sys
@@ -16,12 +15,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from plaudit import secret_file
 from plaudit.broker import free_port
 from plaudit.lifecycle import Occupied, only_one
-from plaudit_cli.common import fail
+from plaudit_cli.common import connect, fail
 from plaudit_cli.main import EMBEDDED_BROKER
 from plaudit_cli.supervisor import Program, Supervisor
-from plaudit_client import AsyncClient, PlauditError
+from plaudit_client import AsyncClient, PermissionDenied, PlauditError, Unauthenticated
 
 _HOST = "127.0.0.1"
 _WATCH_SECONDS = 0.5
@@ -36,6 +36,9 @@ def up(
     *,
     data: Annotated[Path, typer.Option(help="Where everything is kept: events, versions, logs.")] = Path(".plaudit"),
     port: Annotated[int, typer.Option(help="Port of the first server; the others follow it.")] = 50051,
+    control_port: Annotated[
+        int, typer.Option(help="Port of the first server's control plane; the others follow it.")
+    ] = 51051,
     metrics_port: Annotated[int, typer.Option(help="Port of the learner's metrics; the servers' follow it.")] = 9464,
     servers: Annotated[int, typer.Option(min=1, max=16, help="How many servers.")] = 1,
     engine: Annotated[str, typer.Option(help="auto, vllm or torch.")] = "auto",
@@ -54,15 +57,17 @@ def up(
     """Start event log, servers and learner; print where to chat; run until Ctrl-C. Continues where it stopped."""
     if engine not in ("auto", "vllm", "torch"):
         raise typer.BadParameter(f"{engine!r} is no engine; give auto, vllm or torch", param_hint="--engine")
-    ports = [port + index for index in range(servers)] + [metrics_port + index for index in range(servers + 1)]
+    ports = [first + index for first in (port, control_port) for index in range(servers)]
+    ports += [metrics_port + index for index in range(servers + 1)]
     if len(set(ports)) < len(ports):
-        raise typer.BadParameter("the ports of servers and of metrics overlap", param_hint="--metrics-port")
+        raise typer.BadParameter("the ports of servers, control and metrics overlap", param_hint="--control-port")
     for taken in filter(_is_taken, ports):
         raise typer.BadParameter(f"port {taken} is taken on {_HOST}; choose others", param_hint="--port")
     data = data.resolve()
     home = Home(
         data,
         port=port,
+        control_port=control_port,
         metrics_port=metrics_port,
         servers=servers,
         engine=engine,
@@ -85,6 +90,7 @@ class Home:
         data: Path,
         *,
         port: int,
+        control_port: int,
         metrics_port: int,
         servers: int,
         engine: str,
@@ -94,6 +100,7 @@ class Home:
     ) -> None:
         self._data = data
         self._ports = [port + index for index in range(servers)]
+        self._control_ports = [control_port + index for index in range(servers)]
         self._metrics_port = metrics_port
         self._engine = engine
         self._model = model
@@ -126,7 +133,7 @@ class Home:
     async def _work(self, kafka: str | None) -> None:
         await self._prepare_model()
         event_log = self._event_log(kafka)
-        key = self._receipt_key()
+        make_keys(self._data)
         common = [
             f"--model={self._model}",
             f"--event-log={event_log}",
@@ -143,9 +150,11 @@ class Home:
                 *common,
                 f"--engine={self._engine}",
                 f"--listen={_HOST}:{port}",
+                f"--control-listen={_HOST}:{self._control_ports[index]}",
                 f"--metrics-port={self._metrics_port + 1 + index}",
                 f"--state-dir={self._data / name}",
-                f"--receipt-key-file={key}",
+                f"--receipt-keys={self._data / 'receipt.key'}",
+                f"--user-key-file={self._data / 'user.key'}",
                 *self._server_options,
             ]
             self._supervisor.start(Program(name, command, {} if self._engine != "torch" else threads))
@@ -192,14 +201,6 @@ class Home:
         console.print(f"kafka    {kafka}")
         return f"kafka://{kafka}"
 
-    def _receipt_key(self) -> Path:
-        path = self._data / "receipt.key"
-        if not path.exists():
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(secrets.token_bytes(32))
-        return path
-
     def _server_names(self) -> list[str]:
         return [f"server-{index}" for index in range(len(self._ports))]
 
@@ -209,24 +210,19 @@ class Home:
         serving: dict[int, str] = {}
         async with AsyncExitStack() as stack:
             clients = {
-                port: await stack.enter_async_context(AsyncClient(f"{_HOST}:{port}", timeout=5.0))
-                for port in self._ports
+                port: await stack.enter_async_context(connect(f"{_HOST}:{control}", timeout=5.0))
+                for port, control in zip(self._ports, self._control_ports, strict=True)
             }
             while True:
                 for port, client in clients.items():
-                    with suppress(PlauditError):
-                        policies = await client.list_policies()
-                        answer = policies.serving_version
-                        for policy in policies.policies:
-                            if policy.state == "canary":
-                                answer += f" (and {policy.version} to {policy.share:.3g} of conversations, on trial)"
-                        if serving.get(port) == answer:
-                            continue
-                        first = port not in serving
-                        serving[port] = answer
-                        console.print(f"[bold green]serving  {answer} at {_HOST}:{port}")
-                        if first and len(serving) == len(clients):
-                            self._say_how()
+                    answer = await _served(client)
+                    if not answer or serving.get(port) == answer:
+                        continue
+                    first = port not in serving
+                    serving[port] = answer
+                    console.print(f"[bold green]serving  {answer} at {_HOST}:{port}")
+                    if first and len(serving) == len(clients):
+                        self._say_how()
                 await asyncio.sleep(_WATCH_SECONDS)
 
     def _say_how(self) -> None:
@@ -234,11 +230,13 @@ class Home:
         with suppress(ValueError):
             command = command.relative_to(Path.cwd())
         server = "" if self._ports[0] == 50051 else f" --server {_HOST}:{self._ports[0]}"
+        control = "" if self._control_ports[0] == 51051 else f" --control {_HOST}:{self._control_ports[0]}"
         learner, *servers = range(self._metrics_port, self._metrics_port + 1 + len(self._ports))
         console.print(
             f"metrics  learner http://{_HOST}:{learner}/metrics, "
             + ", ".join(f"server http://{_HOST}:{port}/metrics" for port in servers)
         )
+        console.print(f"control  {command} policies list{control}")
         console.print(f"[bold]chat     in another terminal:  {command} chat{server}")
         console.print("         vote with + and -; every new version is announced here; Ctrl-C stops all")
 
@@ -249,6 +247,30 @@ class Home:
             style = {"INFO": "dim", "WARNING": "yellow", "ERROR": "red"}[match[1]]
             console.print(f"{name:9}", style=style, end="")
             console.print(match[2], style=style, markup=False)
+
+
+def make_keys(data: Path) -> None:
+    """Make what keys a deployment's directory does not have yet. Raises OSError."""
+    receipts, users = data / "receipt.key", data / "user.key"
+    if receipts.exists() and not users.exists():
+        secret_file.write(users, receipts.read_bytes())  # one key did both, once: everybody stays who they are
+    secret_file.make_key(receipts)
+    secret_file.make_key(users)
+
+
+async def _served(client: AsyncClient) -> str:
+    """Which versions a server gives new requests, in words; empty while it does not answer."""
+    try:
+        policies = await client.list_policies()
+    except (Unauthenticated, PermissionDenied):
+        return "what it tells operators only (PLAUDIT_API_KEY)"
+    except PlauditError:
+        return ""
+    answer = policies.serving_version
+    for policy in policies.policies:
+        if policy.state == "canary":
+            answer += f" (and {policy.version} to {policy.share:.3g} of conversations, on trial)"
+    return answer
 
 
 def _is_taken(port: int) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from plaudit_cli.common import DEFAULT_SERVER, Server, failures
+from plaudit_cli.common import DEFAULT_SERVER, Server, connect, failures
 
 if TYPE_CHECKING:
     from plaudit_client import Durability
@@ -66,10 +66,10 @@ async def _send(
     aspect: str,
     user: str,
 ) -> Durability:
-    from plaudit_client import AsyncClient, Durability
+    from plaudit_client import Durability
 
     where = Durability.UNKNOWN
-    async with AsyncClient(server) as client:
+    async with connect(server) as client:
         if retract:
             return await client.retract_feedback(receipt, aspect=aspect, user_id=user)
         # The comment first: a later statement on the same aspect replaces an earlier one, and the thumb is to stand.

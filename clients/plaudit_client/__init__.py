@@ -1,5 +1,6 @@
 """Plaudit's SDK: chat with a policy that learns, and vote. Needs only grpcio, grpcio-status and protobuf."""
 
+from plaudit_client.channel import tls
 from plaudit_client.client import AsyncClient
 from plaudit_client.errors import (
     Cancelled,
@@ -7,9 +8,11 @@ from plaudit_client.errors import (
     FailedPrecondition,
     InvalidRequest,
     NotFound,
+    PermissionDenied,
     PlauditError,
     ResourceExhausted,
     ServerError,
+    Unauthenticated,
     Unavailable,
 )
 from plaudit_client.reply import Reply
@@ -40,6 +43,7 @@ __all__ = [
     "InvalidRequest",
     "Message",
     "NotFound",
+    "PermissionDenied",
     "PlauditError",
     "Policies",
     "Policy",
@@ -50,6 +54,8 @@ __all__ = [
     "Settled",
     "Statement",
     "Token",
+    "Unauthenticated",
     "Unavailable",
     "Usage",
+    "tls",
 ]

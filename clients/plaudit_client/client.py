@@ -7,13 +7,11 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
-    Awaitable,
-    Callable,
     Iterable,
     Sequence,
 )
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self
 from uuid import uuid4
 
 import grpc
@@ -32,21 +30,19 @@ from plaudit.v1.policy_pb2 import (
 from plaudit.v1.policy_pb2_grpc import PolicyServiceStub
 from plaudit.v1.privacy_pb2 import EraseUserRequest
 from plaudit.v1.privacy_pb2_grpc import PrivacyServiceStub
-from plaudit_client.errors import Unavailable, from_rpc
+from plaudit_client.channel import Channel, metadata
+from plaudit_client.errors import from_rpc
 from plaudit_client.reply import Reply
 from plaudit_client.requests import chat_request, feedback_request
-from plaudit_client.retry import ATTEMPTS, pause
 from plaudit_client.stream import Statement, stream
 from plaudit_client.types import Durability, Erased, Message, Policies, Policy, Settled
-
-# A server that was restarted is found again within seconds; gRPC would look only every two minutes in the end.
-_OPTIONS = [("grpc.max_reconnect_backoff_ms", 2000)]
-
-T = TypeVar("T")
 
 
 class AsyncClient:
     """Talks to one Plaudit server, or to a balancer before many. To be made inside a running event loop.
+
+    Operators' calls (policies, `erase_user`) are at an address of their own, a server's control plane: give it as
+    `address` to make only those, or as `control` beside it to make both kinds.
 
     async with AsyncClient("localhost:50051") as client:
         reply = client.chat("Name three birds.")
@@ -56,21 +52,37 @@ class AsyncClient:
     """
 
     def __init__(
-        self, address: str, *, credentials: grpc.ChannelCredentials | None = None, timeout: float = 30.0
+        self,
+        address: str,
+        *,
+        control: str | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        api_key: str | None = None,
+        timeout: float = 30.0,
     ) -> None:
-        """`timeout`: seconds for every call but chat. RuntimeError if no event loop is running."""
+        """`credentials`: of `plaudit_client.tls`; None: no TLS. `timeout`: seconds for every call but chat.
+
+        `api_key`: None: the environment variable PLAUDIT_API_KEY; empty: none.
+        Raises RuntimeError if no event loop is running, InvalidRequest if the key is none.
+        """
         asyncio.get_running_loop()  # grpc.aio would bind to a loop of its own making, and fail later and stranger
-        self.address = address
-        self._timeout = timeout
-        self._channel = (
-            grpc.aio.secure_channel(address, credentials, _OPTIONS)
-            if credentials
-            else grpc.aio.insecure_channel(address, _OPTIONS)
-        )
-        self._chat = ChatServiceStub(self._channel)
-        self._feedback = FeedbackServiceStub(self._channel)
-        self._policies = PolicyServiceStub(self._channel)
-        self._privacy = PrivacyServiceStub(self._channel)
+        said = metadata(api_key)
+        self._public = Channel(address, credentials, said, timeout)
+        self._control = self._public if control is None else Channel(control, credentials, said, timeout)
+        self._chat = ChatServiceStub(self._public.grpc)
+        self._feedback = FeedbackServiceStub(self._public.grpc)
+        self._policies = PolicyServiceStub(self._control.grpc)
+        self._privacy = PrivacyServiceStub(self._control.grpc)
+
+    @property
+    def address(self) -> str:
+        """Where chats and votes go."""
+        return self._public.address
+
+    @property
+    def control(self) -> str:
+        """Where operators' calls go."""
+        return self._control.address
 
     async def __aenter__(self) -> Self:
         return self
@@ -81,8 +93,9 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; replies still running are cancelled."""
-        await self._channel.close()
+        """Close the connections; replies still running are cancelled."""
+        await self._public.close()
+        await self._control.close()
 
     def chat(
         self,
@@ -119,7 +132,8 @@ class AsyncClient:
             logprobs=logprobs,
             unrecorded=unrecorded,
         )
-        return Reply(self, lambda: self._chat.StreamChat(request, timeout=timeout), user_id)
+        said = self._public.metadata
+        return Reply(self, lambda: self._chat.StreamChat(request, timeout=timeout, metadata=said), user_id)
 
     async def submit_feedback(
         self,
@@ -150,7 +164,7 @@ class AsyncClient:
             user_id=user_id,
             idempotency_key=idempotency_key or uuid4().hex,
         )
-        response = await self._insist(lambda: self._feedback.SubmitFeedback(request, timeout=self._timeout))
+        response = await self._public.insist(self._feedback.SubmitFeedback, request)
         return Durability.from_proto(response.durability)
 
     async def retract_feedback(
@@ -160,7 +174,7 @@ class AsyncClient:
         request = RetractFeedbackRequest(
             receipt=receipt, aspect=aspect, user_id=user_id, idempotency_key=idempotency_key or uuid4().hex
         )
-        response = await self._insist(lambda: self._feedback.RetractFeedback(request, timeout=self._timeout))
+        response = await self._public.insist(self._feedback.RetractFeedback, request)
         return Durability.from_proto(response.durability)
 
     def stream_feedback(self, statements: Iterable[Statement] | AsyncIterable[Statement]) -> AsyncGenerator[Settled]:
@@ -173,11 +187,12 @@ class AsyncClient:
             async for settled in client.stream_feedback(statements):
                 forget(settled.count)
         """
-        return stream(self._feedback.StreamFeedback, statements, self.address)
+        said = self._public.metadata
+        return stream(lambda: self._feedback.StreamFeedback(metadata=said), statements, self.address)
 
     async def list_policies(self) -> Policies:
         """All policy versions, oldest first, and which of them answer. Raises Unavailable or ServerError."""
-        response = await self._call(lambda: self._policies.ListPolicies(ListPoliciesRequest(), timeout=self._timeout))
+        response = await self._control.call(self._policies.ListPolicies, ListPoliciesRequest())
         return Policies(
             policies=tuple(Policy.from_proto(policy) for policy in response.policies),
             serving_version=response.serving_version,
@@ -188,7 +203,7 @@ class AsyncClient:
     async def get_policy(self, version: str) -> Policy:
         """One version. Raises NotFound if there is none of that name, Unavailable or ServerError."""
         request = GetPolicyRequest(version=version)
-        response = await self._call(lambda: self._policies.GetPolicy(request, timeout=self._timeout))
+        response = await self._control.call(self._policies.GetPolicy, request)
         return Policy.from_proto(response.policy)
 
     async def promote_policy(self, version: str, reason: str = "") -> Policy:
@@ -198,7 +213,7 @@ class AsyncClient:
         Unavailable or ServerError.
         """
         request = PromotePolicyRequest(version=version, reason=reason)
-        response = await self._call(lambda: self._policies.PromotePolicy(request, timeout=self._timeout))
+        response = await self._control.call(self._policies.PromotePolicy, request)
         return Policy.from_proto(response.policy)
 
     async def rollback_policy(self, version: str = "", reason: str = "") -> tuple[Policy, str]:
@@ -207,7 +222,7 @@ class AsyncClient:
         Raises NotFound, FailedPrecondition (v0, or never in service), InvalidRequest, Unavailable or ServerError.
         """
         request = RollbackPolicyRequest(version=version, reason=reason)
-        response = await self._call(lambda: self._policies.RollbackPolicy(request, timeout=self._timeout))
+        response = await self._control.call(self._policies.RollbackPolicy, request)
         return Policy.from_proto(response.policy), response.serving_version
 
     async def set_canary_share(self, version: str, share: float, reason: str = "") -> Policy:
@@ -217,7 +232,7 @@ class AsyncClient:
         InvalidRequest, Unavailable or ServerError.
         """
         request = SetCanaryShareRequest(version=version, share=share, reason=reason)
-        response = await self._call(lambda: self._policies.SetCanaryShare(request, timeout=self._timeout))
+        response = await self._control.call(self._policies.SetCanaryShare, request)
         return Policy.from_proto(response.policy)
 
     async def watch_policies(self) -> AsyncIterator[Policy]:
@@ -225,12 +240,12 @@ class AsyncClient:
 
         Raises Unavailable (the server stops) or ServerError.
         """
-        call = self._policies.WatchPolicies(WatchPoliciesRequest())
+        call = self._policies.WatchPolicies(WatchPoliciesRequest(), metadata=self._control.metadata)
         try:
             async for response in call:
                 yield Policy.from_proto(response.policy)
         except grpc.aio.AioRpcError as error:
-            raise from_rpc(error, self.address) from None
+            raise from_rpc(error, self.control) from None
         finally:
             call.cancel()
 
@@ -241,31 +256,17 @@ class AsyncClient:
         Raises InvalidRequest, ResourceExhausted, Unavailable or ServerError.
         """
         request = EraseUserRequest(user_id=user_id, reason=reason)
-        response = await self._insist(lambda: self._privacy.EraseUser(request, timeout=self._timeout))
+        response = await self._control.insist(self._privacy.EraseUser, request)
         return Erased.from_proto(response)
 
     async def healthy(self) -> bool:
         """Whether the server says that it serves (grpc.health.v1). Raises Unavailable or ServerError."""
         # HealthCheckRequest{} is no bytes; HealthCheckResponse{status: SERVING} is field 1, value 1. That does not
         # justify another dependency.
-        check = self._channel.unary_unary(
+        check = self._public.grpc.unary_unary(
             "/grpc.health.v1.Health/Check", request_serializer=_as_is, response_deserializer=_as_is
         )
-        return await self._call(lambda: check(b"", timeout=self._timeout)) == b"\x08\x01"
-
-    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
-        try:
-            return await call()
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error, self.address) from None
-
-    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        for attempt in range(ATTEMPTS - 1):
-            try:
-                return await self._call(call)
-            except Unavailable:
-                await pause(attempt)
-        return await self._call(call)
+        return await self._public.call(check, b"") == b"\x08\x01"
 
 
 def _as_is(content: bytes) -> bytes:

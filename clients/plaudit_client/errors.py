@@ -2,6 +2,8 @@
 
     PlauditError
     ├── InvalidRequest        a field is wrong: `field`, `violations`
+    ├── Unauthenticated       no API key or client certificate that the server knows
+    ├── PermissionDenied      a known one, which may not do this
     ├── NotFound              no such policy version, or no such service at that address
     ├── FailedPrecondition    right, but not now: an expired receipt, a version that was rejected
     ├── ResourceExhausted     too much at once: `retry_after`
@@ -15,7 +17,6 @@ Each carries the server's sentence, which says what would be right.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -51,8 +52,20 @@ class InvalidRequest(PlauditError):
         return "; ".join(f"{field}: {message}" if field else message for field, message in self.violations)
 
 
+class Unauthenticated(PlauditError):
+    """The server knows no such caller: an API key or a client certificate is missing, unknown or expired."""
+
+    code = "UNAUTHENTICATED"
+
+
+class PermissionDenied(PlauditError):
+    """The caller's API key or client certificate has no permission for this call."""
+
+    code = "PERMISSION_DENIED"
+
+
 class NotFound(PlauditError):
-    """There is no policy version of that name."""
+    """There is no policy version of that name; or the address has no such service."""
 
     code = "NOT_FOUND"
 
@@ -101,6 +114,8 @@ class ServerError(PlauditError):
 
 
 _PLAIN: dict[grpc.StatusCode, type[PlauditError]] = {
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
@@ -118,6 +133,11 @@ def from_rpc(error: grpc.aio.AioRpcError, address: str) -> PlauditError:
         return ResourceExhausted(message, _retry_after(_status(error)))
     if code == grpc.StatusCode.UNAVAILABLE:
         return Unavailable(_unreachable(message, address))
+    if code == grpc.StatusCode.UNIMPLEMENTED:
+        return NotFound(
+            f"{address} does not have this service: chat and feedback are at a server's public address, "
+            "operators' calls at its control address"
+        )
     if code in _PLAIN:
         return _PLAIN[code](message)
     return ServerError(message, code.name)
@@ -155,9 +175,23 @@ def _retry_after(status: Status | None) -> float | None:
     return None
 
 
+# What gRPC's sentence says of the cause, and what it means. With TLS 1.3 a server that misses the client's certificate
+# just closes, as does one that speaks TLS when the client does not.
+_SILENT = ("Connection refused", "Name or service not known", "DNS resolution failed", "timed out")
+_TURNED_AWAY = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not signed by a CA that is trusted here",
+    "Hostname Verification": "its certificate is for another name",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS",
+    "Socket closed": "it closed the connection; it may ask for TLS, or for a client certificate",
+}
+
+
 def _unreachable(message: str, address: str) -> str:
     # gRPC's own sentence names every socket address it tried; only its end says why.
     if not message.startswith(("failed to connect to all addresses", "DNS resolution failed")):
         return message
-    cause = re.search(r"Connection refused|Name or service not known|DNS resolution failed|timed out", message)
-    return f"nothing answers at {address}" + (f" ({cause.group().lower()})" if cause else "")
+    for words, meaning in _TURNED_AWAY.items():
+        if words in message:
+            return f"no connection to {address}: {meaning}"
+    cause = next((words.lower() for words in _SILENT if words in message), "")
+    return f"nothing answers at {address}" + (f" ({cause})" if cause else "")

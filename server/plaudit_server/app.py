@@ -22,6 +22,7 @@ from plaudit_server.config import ServerSettings
 
 if TYPE_CHECKING:
     from plaudit_server.engine import Engine
+    from plaudit_server.rpc import Addresses
 
 log = logging.getLogger(__name__)
 
@@ -61,20 +62,25 @@ async def _until_asked(settings: ServerSettings) -> None:
     await run(settings, stop)
 
 
-async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Future[str] | None = None) -> None:
-    """Serve until `stop` is set. `started` gets the address once requests are served.
+async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Future[Addresses] | None = None) -> None:
+    """Serve until `stop` is set. `started` gets the addresses once requests are served.
 
     Raises what main() lists when it cannot start, and what any of its tasks fails with.
     """
     from prometheus_client import CollectorRegistry, start_http_server
 
+    from plaudit import secret_file
     from plaudit.artifacts import PolicyStore
     from plaudit.events import open_log
+    from plaudit.pseudonym import pseudonym
+    from plaudit_server import tls
+    from plaudit_server.authentication import Authentication
     from plaudit_server.chat import ChatService
     from plaudit_server.engine import PolicyVersion
     from plaudit_server.engine_keeper import KeptEngine
     from plaudit_server.feedback import FeedbackService
     from plaudit_server.follower import Follower
+    from plaudit_server.interceptors import Guard
     from plaudit_server.metrics import ServerMetrics
     from plaudit_server.outbox import Outbox
     from plaudit_server.policies import PolicyService
@@ -82,18 +88,23 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
     from plaudit_server.prompts import ChatTemplate
     from plaudit_server.receipts import Receipts
     from plaudit_server.router import Router
-    from plaudit_server.rpc import Rpc
+    from plaudit_server.rpc import Addresses, Rpc
 
-    receipts = Receipts.from_file(settings.receipt_key_file, settings.receipt_lifetime)
+    metrics = ServerMetrics(CollectorRegistry())
+    receipts = Receipts.from_path(settings.receipt_keys, settings.receipt_lifetime, metrics)
+    hashed = partial(pseudonym, secret_file.read_key(settings.user_key_file))
+    authentication = Authentication.from_settings(settings, metrics)
+    credentials = [tls.credentials(settings, metrics) for _ in Addresses._fields]
     model = base_model.resolve(settings.model, settings.model_cache.expanduser())
     fingerprint = await asyncio.to_thread(base_model.fingerprint, model)
     template = ChatTemplate(model)
-    metrics = ServerMetrics(CollectorRegistry())
 
     async with AsyncExitStack() as down:
         down.enter_context(only_one(settings.state_dir))
         if settings.metrics_port:
-            http, thread = start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
+            http, thread = start_http_server(
+                settings.metrics_port, addr=settings.metrics_host, registry=metrics.registry
+            )
             down.callback(thread.join)
             down.callback(http.server_close)
             down.callback(http.shutdown)
@@ -119,29 +130,32 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
         following = asyncio.create_task(follower.run(), name="follower")
         writing = asyncio.create_task(outbox.run(), name="outbox")
         rpc = Rpc(
-            settings.listen,
+            Addresses(settings.listen, settings.control_listen),
             ChatService(
                 settings=settings,
                 engine=engine,
                 template=template,
                 router=router,
                 receipts=receipts,
+                pseudonym=hashed,
                 outbox=outbox,
                 metrics=metrics,
             ),
-            FeedbackService(receipts, outbox, settings.aspects, metrics),
+            FeedbackService(receipts, hashed, outbox, settings.aspects, metrics),
             PolicyService(event_log, follower, router),
-            PrivacyService(receipts, outbox),
+            PrivacyService(hashed, outbox),
+            guard=Guard(authentication, metrics),
+            credentials=credentials,
         )
         keeping = asyncio.create_task(engine.run(rpc.serve_chats), name="engine")
         try:
             stopping = asyncio.create_task(stop.wait(), name="stop")
             await _first(asyncio.create_task(follower.caught_up.wait()), stopping, following, writing, keeping)
             if not stop.is_set():
-                address = await rpc.start()
-                log.info("serving %s at %s", router.serving.name, address)
+                addresses = await rpc.start()
+                log.info("serving %s at %s, operators at %s", router.serving.name, *addresses)
                 if started is not None:
-                    started.set_result(address)
+                    started.set_result(addresses)
                 await _first(stopping, following, writing, keeping)
             log.info("draining: %d streams running", rpc.running)
         finally:

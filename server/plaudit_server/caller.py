@@ -7,21 +7,13 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
-from enum import Enum
 
-
-class Permission(Enum):
-    """What a caller may do."""
-
-    CHAT = "chat"
-    FEEDBACK = "feedback"
-    ADMIN = "admin"
-    """The control plane: policies and erasure."""
+from plaudit.permission import Permission
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Made by interceptors.py for each call."""
+    """Made by authentication.py for each call."""
 
     name: str
     """Of the API key or the client certificate; empty where the server asks for neither. Bounded: for logs, limits."""

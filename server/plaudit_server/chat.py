@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
@@ -52,6 +52,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         template: ChatTemplate,
         router: Router,
         receipts: Receipts,
+        pseudonym: Callable[[str], str],
         outbox: Outbox,
         metrics: ServerMetrics,
     ) -> None:
@@ -60,6 +61,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         self._template = template
         self._router = router
         self._receipts = receipts
+        self._pseudonym = pseudonym
         self._outbox = outbox
         self._metrics = metrics
         self.admitted = 0
@@ -82,7 +84,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         check_identifier("conversation_id", request.conversation_id, 256)
         check_identifier("policy_version", request.policy_version, 32)
         sampling = check_sampling(request, self._settings)
-        user = self._receipts.pseudonym(request.user_id)
+        user = self._pseudonym(request.user_id)
         response_id = uuid.uuid4().hex
         # What stays with one side of a canary: the conversation; without its name, the user; without both, nothing.
         conversation = request.conversation_id or user or response_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,17 +24,35 @@ class ServerSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of weights and activations; auto: the model's own."""
     listen: str = "127.0.0.1:50051"
-    """Address of the gRPC server; port 0: any free one (it is printed)."""
+    """Address of chat and feedback; port 0: any free one (it is printed)."""
+    control_listen: str = "127.0.0.1:51051"
+    """Address of the control plane, operators' calls: policies and erasure; port 0: any free one."""
+    callers_file: Path | None = None
+    """Who may call, and what each may do: API keys and client certificates, written by `plaudit keys`; without it,
+    whoever gets through to a port may do all that is there. Taken up within a second when it changes."""
+    tls_certificate: Path | None = None
+    """Certificate chain of both ports, PEM; renewed on disk, new connections get the new one."""
+    tls_key: Path | None = None
+    """Its unencrypted private key, PEM."""
+    tls_client_ca: Path | None = None
+    """CA certificates, PEM: only clients with a certificate signed by one of them are let in (mutual TLS)."""
+    allow_insecure: bool = False
+    """Listen beyond loopback without TLS, or without callers or client certificates: behind a proxy that has both."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Port of Prometheus metrics, on loopback; 0: none."""
+    """Port of Prometheus metrics; 0: none."""
+    metrics_host: str = "127.0.0.1"
+    """Address that metrics are served at, open to whoever reaches it; they name no user and hold no text."""
     event_log: str
     """sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…]; all programs of a deployment share it."""
     policy_store: str
     """Where versions are published: a directory or any fsspec URL (s3://…)."""
     state_dir: Path
     """This server's own directory: outbox and verified copies of versions. No two servers share one."""
-    receipt_key_file: Path
-    """At least 32 secret bytes; the same for all servers of a deployment. Signs receipts, hashes user ids."""
+    user_key_file: Path
+    """At least 32 secret bytes; the same for all servers of a deployment, for good. Hashes user ids."""
+    receipt_keys: Path
+    """At least 32 secret bytes; the same for all servers of a deployment. Signs receipts. Or a directory of such files:
+    the last by name signs, the others are accepted. Taken up within a second when it changes."""
     receipt_lifetime: float = Field(default=30 * 86400.0, gt=0)
     """Seconds during which a reply may be voted on."""
     aspects: list[str] = Field(default=["quality", "relevance", "politeness"], min_length=1)
@@ -77,4 +96,34 @@ class ServerSettings(Settings):
             )
         if self.max_tokens >= self.max_context:
             raise ValueError(f"max-tokens ({self.max_tokens}) must be below max-context ({self.max_context})")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls-certificate and tls-key belong together; give both, or neither")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls-client-ca needs tls-certificate and tls-key: clients show certificates over TLS only")
+        for name, address in (("listen", self.listen), ("control-listen", self.control_listen)):
+            if not self.allow_insecure and not is_loopback(address):
+                self._check_closed(name, address)
         return self
+
+    def _check_closed(self, name: str, address: str) -> None:
+        missing = []
+        if self.tls_certificate is None:
+            missing.append("tls-certificate and tls-key")
+        if self.callers_file is None and self.tls_client_ca is None:
+            missing.append("callers-file or tls-client-ca")
+        if missing:
+            raise ValueError(
+                f"{name} ({address}) can be reached from other machines; give {' and '.join(missing)}, "
+                "listen on 127.0.0.1, or say --allow-insecure"
+            )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches an address, HOST:PORT or unix:PATH."""
+    host = address.rpartition(":")[0].strip("[]")
+    if address.startswith("unix:") or host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name, which may be anybody's
+        return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -34,8 +34,16 @@ _VERDICTS = "thumb, rating, preference or comment"
 class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
     """Checks, signs off, appends."""
 
-    def __init__(self, receipts: Receipts, outbox: Outbox, aspects: Sequence[str], metrics: ServerMetrics) -> None:
+    def __init__(
+        self,
+        receipts: Receipts,
+        pseudonym: Callable[[str], str],
+        outbox: Outbox,
+        aspects: Sequence[str],
+        metrics: ServerMetrics,
+    ) -> None:
         self._receipts = receipts
+        self._pseudonym = pseudonym
         self._outbox = outbox
         self._aspects = aspects
         self._metrics = metrics
@@ -98,6 +106,8 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
             other = self._receipts.read(request.preference.over_receipt, "preference.over_receipt")
             if other.response_id == record.response_id:
                 raise invalid("preference.over_receipt", "is of the same reply; a preference is between two")
+            if other.user and record.user and other.user != record.user:
+                raise invalid("preference.over_receipt", "is for another user's reply; compare two that one user got")
             record.preferred_over = other.response_id
         elif verdict == "comment":
             check_text("comment", request.comment, 4096)
@@ -119,7 +129,7 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         aspect = request.aspect or self._aspects[0]
         if aspect not in self._aspects:
             raise invalid("aspect", f"{aspect[:64]!r} is not voted on here; give one of {', '.join(self._aspects)}")
-        user = self._receipts.pseudonym(request.user_id)
+        user = self._pseudonym(request.user_id)
         if receipt.user and user and user != receipt.user:
             raise invalid("user_id", "is not the user whose reply this receipt is for")
         record = Feedback(

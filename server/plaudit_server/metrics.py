@@ -99,6 +99,20 @@ class ServerMetrics:
             "Replies that were served, and are not learnt from: the outbox was full, or nothing could be written.",
             registry=registry,
         )
+        self.calls_refused = Counter(
+            "plaudit_calls_refused",
+            "Calls by nobody who is known here (unauthenticated), or by somebody who may not (permission_denied).",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in ("unauthenticated", "permission_denied"):
+            self.calls_refused.labels(reason)
+        self.reread_failures = Counter(
+            "plaudit_reread_failures",
+            "Files that changed and could not be read again; what they said before stands.",
+            ["what"],
+            registry=registry,
+        )
 
     def serve(self, version: str) -> None:
         """Say that new requests get `version`, and no other."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -11,15 +12,14 @@ from plaudit.v1 import privacy_pb2_grpc
 from plaudit.v1.events_pb2 import Erasure
 from plaudit.v1.privacy_pb2 import EraseUserRequest, EraseUserResponse
 from plaudit_server.outbox import Outbox, durable
-from plaudit_server.receipts import Receipts
 from plaudit_server.validation import check_identifier, check_text
 
 
 class PrivacyService(privacy_pb2_grpc.PrivacyServiceServicer):
     """Hashes the user id, and appends."""
 
-    def __init__(self, receipts: Receipts, outbox: Outbox) -> None:
-        self._receipts = receipts
+    def __init__(self, pseudonym: Callable[[str], str], outbox: Outbox) -> None:
+        self._pseudonym = pseudonym
         self._outbox = outbox
 
     async def EraseUser(
@@ -29,7 +29,7 @@ class PrivacyService(privacy_pb2_grpc.PrivacyServiceServicer):
         check_text("user_id", request.user_id, 256)
         check_identifier("user_id", request.user_id, 256)
         check_identifier("reason", request.reason, 1024)
-        user = self._receipts.pseudonym(request.user_id)
+        user = self._pseudonym(request.user_id)
         record = Erasure(schema_version=1, user=user, actor="operator", reason=request.reason)
         record.time.GetCurrentTime()
         written = self._outbox.append(Record(ERASURES, user, record.SerializeToString()))

@@ -7,38 +7,55 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from plaudit.pseudonym import pseudonym
+from plaudit import secret_file
 from plaudit.v1.receipt_pb2 import Receipt
+from plaudit_server.metrics import ServerMetrics
 from plaudit_server.refusal import Refusal, invalid
+from plaudit_server.reread import Reread
 
 _LONGEST = 2048
 
 
-class Receipts:
-    """Signs and reads receipts, and hashes user ids, all with one deployment's key."""
+def signing_keys(path: Path) -> tuple[bytes, ...]:
+    """What a file signs with; or the files of a directory, by name: the last one signs, the others are still accepted.
 
-    def __init__(self, key: bytes, lifetime: float, clock: Callable[[], float] = time.time) -> None:
-        if len(key) < 32:
-            raise ValueError(f"the receipt key has {len(key)} bytes; it needs at least 32")
-        # Two keys from one secret, so that neither use can be turned against the other; `pseudonym` makes its own.
-        self._signing = hmac.digest(key, b"plaudit receipt", "sha256")
-        self._key = key
+    Raises OSError if they cannot be read, ValueError if one is shorter than 32 bytes, or there is none.
+    """
+    files = sorted(file for file in path.iterdir() if _is_key(file)) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{path} holds no key file; put one of at least {secret_file.LEAST_BYTES} random bytes there")
+    # Derived, so that what is signed can never be turned against anything else that is done with the same bytes.
+    return tuple(hmac.digest(secret_file.read_key(file), b"plaudit receipt", "sha256") for file in files)
+
+
+def _is_key(file: Path) -> bool:
+    return file.is_file() and not file.name.startswith(".")
+
+
+class Receipts:
+    """Signs with the last of `keys`, as they are now; reads what any of them signed."""
+
+    def __init__(
+        self, keys: Callable[[], Sequence[bytes]], lifetime: float, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`keys`: of `signing_keys`; lifetime: seconds."""
+        self._keys = keys
         self._lifetime = lifetime
         self._clock = clock
 
     @classmethod
-    def from_file(cls, path: Path, lifetime: float) -> Receipts:
-        """Read the key. Raises OSError if it cannot be read, ValueError if it is shorter than 32 bytes."""
-        return cls(path.read_bytes(), lifetime)
+    def from_path(cls, path: Path, lifetime: float, metrics: ServerMetrics) -> Receipts:
+        """With the keys of `signing_keys(path)`, read again when they change. Raises as that does."""
+        return cls(Reread("receipt keys", [path], partial(signing_keys, path), metrics), lifetime)
 
     def issue(self, response_id: str, policy_version: str, user: str) -> str:
         """A receipt for a reply; `user` is a pseudonym, or empty for whoever holds it."""
@@ -46,7 +63,7 @@ class Receipts:
         payload = Receipt(
             response_id=response_id, policy_version=policy_version, expires_at=expires_at, user=user
         ).SerializeToString(deterministic=True)
-        return f"{_encode(payload)}.{_encode(self._sign(payload))}"
+        return f"{_encode(payload)}.{_encode(_sign(self._keys()[-1], payload))}"
 
     def read(self, receipt: str, field: str) -> Receipt:
         """What the receipt says.
@@ -66,7 +83,7 @@ class Receipts:
             payload, signature = _decode(payload_text), _decode(signature_text)
         except (binascii.Error, ValueError):
             raise foreign from None
-        if not hmac.compare_digest(signature, self._sign(payload)):
+        if not any(hmac.compare_digest(signature, _sign(key, payload)) for key in reversed(self._keys())):
             raise foreign
         try:
             read = Receipt.FromString(payload)
@@ -78,12 +95,9 @@ class Receipts:
             )
         return read
 
-    def pseudonym(self, user_id: str) -> str:
-        """A keyed hash of a user id, 32 hex digits: what leaves the server in its place. Empty stays empty."""
-        return pseudonym(self._key, user_id)
 
-    def _sign(self, payload: bytes) -> bytes:
-        return hmac.digest(self._signing, payload, hashlib.sha256)
+def _sign(key: bytes, payload: bytes) -> bytes:
+    return hmac.digest(key, payload, "sha256")
 
 
 def _encode(data: bytes) -> str:

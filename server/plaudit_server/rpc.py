@@ -1,8 +1,16 @@
-"""The gRPC server: Plaudit's services, health and reflection, and the drain."""
+"""The gRPC servers, a public one and one for operators: Plaudit's services, health and reflection, and the drain.
+
+An address of its own keeps the control plane where applications and their users cannot even knock.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
 import grpc
+from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -18,21 +26,23 @@ from plaudit.v1 import (
 )
 from plaudit_server.chat import ChatService
 from plaudit_server.feedback import FeedbackService
-from plaudit_server.interceptors import ErrorInterceptor
+from plaudit_server.interceptors import Guard
 from plaudit_server.policies import PolicyService
 from plaudit_server.privacy import PrivacyService
 
 _CLOSE_SECONDS = 1.0
-_SERVICES = tuple(
-    module.DESCRIPTOR.services_by_name[name].full_name
-    for module, name in (
-        (chat_pb2, "ChatService"),
-        (feedback_pb2, "FeedbackService"),
-        (policy_pb2, "PolicyService"),
-        (privacy_pb2, "PrivacyService"),
-    )
-)
 _CHAT = chat_pb2.DESCRIPTOR.services_by_name["ChatService"].full_name
+
+S = TypeVar("S")
+
+
+class Addresses(NamedTuple):
+    """Where a server listens."""
+
+    public: str
+    """Chat and feedback, for applications."""
+    control: str
+    """Policies and privacy, for operators."""
 
 
 class Rpc:
@@ -40,67 +50,102 @@ class Rpc:
 
     def __init__(
         self,
-        listen: str,
+        addresses: Addresses,
         chat: ChatService,
         feedback: FeedbackService,
         policies: PolicyService,
         privacy: PrivacyService,
+        *,
+        guard: Guard,
+        credentials: Sequence[grpc.ServerCredentials | None],
     ) -> None:
-        self._listen = listen
-        self._health = health.aio.HealthServicer()
+        """`credentials`: of each address its own; None: no TLS."""
         self._chat = chat
         self._policies = policies
         self._feedback = feedback
         self._chats = True
         self._listening = False
-        # A request has at most 256 messages of 64 KiB, but no conversation that fits into a context is near 4 MiB.
-        self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor()],
-            options=[("grpc.max_receive_message_length", 4 << 20), ("grpc.so_reuseport", 0)],
-        )
-        chat_pb2_grpc.add_ChatServiceServicer_to_server(chat, self._server)
-        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback, self._server)
-        policy_pb2_grpc.add_PolicyServiceServicer_to_server(policies, self._server)
-        privacy_pb2_grpc.add_PrivacyServiceServicer_to_server(privacy, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        public, control = (_Port(*place, guard) for place in zip(addresses, credentials, strict=True))
+        self._ports = (public, control)
+        public.add(chat_pb2.DESCRIPTOR, chat_pb2_grpc.add_ChatServiceServicer_to_server, chat)
+        public.add(feedback_pb2.DESCRIPTOR, feedback_pb2_grpc.add_FeedbackServiceServicer_to_server, feedback)
+        control.add(policy_pb2.DESCRIPTOR, policy_pb2_grpc.add_PolicyServiceServicer_to_server, policies)
+        control.add(privacy_pb2.DESCRIPTOR, privacy_pb2_grpc.add_PrivacyServiceServicer_to_server, privacy)
 
     @property
     def running(self) -> int:
         """Streams that have not ended."""
         return self._chat.admitted
 
-    async def start(self) -> str:
-        """Listen, and say SERVING; returns the address. Raises OSError if it cannot listen there."""
-        host, _, _ = self._listen.rpartition(":")
-        try:
-            port = self._server.add_insecure_port(self._listen)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen at {self._listen}: is another server there? ({error})") from error
-        await self._server.start()
+    async def start(self) -> Addresses:
+        """Listen, and say SERVING; returns where. Raises OSError if it cannot listen there."""
+        addresses = Addresses(*[await port.start() for port in self._ports])
         self._listening = True
         await self._say()
-        return f"{host}:{port}"
+        return addresses
 
     async def stop(self, drain_seconds: float) -> None:
         """Say NOT_SERVING, refuse new chats, let running ones end for up to `drain_seconds`, then close.
 
         Until they have ended, votes are still taken and health still answers.
         """
-        await self._health.enter_graceful_shutdown()
+        for port in self._ports:
+            await port.health.enter_graceful_shutdown()
         await self._policies.stop()
         await self._chat.drain(drain_seconds)
         self._feedback.stop()
-        await self._server.stop(_CLOSE_SECONDS)
+        await asyncio.gather(*(port.server.stop(_CLOSE_SECONDS) for port in self._ports))
 
     async def serve_chats(self, serves: bool) -> None:
-        """Say in health whether chats are served; so does the server as a whole. The other services go on."""
+        """Say in health whether chats are served; so does the public port as a whole. The other services go on."""
         self._chats = serves
         if self._listening:
             await self._say()
 
     async def _say(self) -> None:
-        for service in ("", *_SERVICES):
-            serves = self._chats or service not in ("", _CHAT)
+        public, control = self._ports
+        await public.say(chat=self._chats)
+        await control.say(chat=True)
+
+
+class _Port:
+    """One address: the services there, their health and reflection."""
+
+    def __init__(self, address: str, credentials: grpc.ServerCredentials | None, guard: Guard) -> None:
+        self._address = address
+        self._credentials = credentials
+        self._services: list[str] = []
+        self.health = health.aio.HealthServicer()
+        # A request has at most 256 messages of 64 KiB, but no conversation that fits into a context is near 4 MiB.
+        self.server = grpc.aio.server(
+            interceptors=[guard],
+            options=[("grpc.max_receive_message_length", 4 << 20), ("grpc.so_reuseport", 0)],
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
+
+    def add(self, file: FileDescriptor, register: Callable[[S, grpc.aio.Server], None], servicer: S) -> None:
+        """Serve the services of a file of the contract here."""
+        register(servicer, self.server)
+        self._services += [service.full_name for service in file.services_by_name.values()]
+
+    async def start(self) -> str:
+        """Listen; returns the address. Raises OSError if it cannot listen there."""
+        everything = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(everything, self.server)
+        host, _, _ = self._address.rpartition(":")
+        try:
+            if self._credentials is None:
+                port = self.server.add_insecure_port(self._address)
+            else:
+                port = self.server.add_secure_port(self._address, self._credentials)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen at {self._address}: is another server there? ({error})") from error
+        await self.server.start()
+        return f"{host}:{port}"
+
+    async def say(self, *, chat: bool) -> None:
+        """Say in health that all is served; `chat`: whether chats are, too."""
+        for service in ("", *self._services):
+            serves = chat or service not in ("", _CHAT)
             status = health_pb2.HealthCheckResponse
-            await self._health.set(service, status.SERVING if serves else status.NOT_SERVING)
+            await self.health.set(service, status.SERVING if serves else status.NOT_SERVING)

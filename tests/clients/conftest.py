@@ -60,7 +60,13 @@ def run(plaudit: Path, address: str) -> Run:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "PLAUDIT_SERVER": server or address, "NO_COLOR": "1", "COLUMNS": "200"},
+            env={
+                **os.environ,
+                "PLAUDIT_SERVER": server or address,
+                "PLAUDIT_CONTROL": server or address,
+                "NO_COLOR": "1",
+                "COLUMNS": "200",
+            },
         )
         out, err = await process.communicate(stdin.encode())
         return Outcome(process.returncode or 0, out.decode(), err.decode())

@@ -55,7 +55,8 @@ def test_nothing_heavy_is_imported() -> None:
         ("vote", "r", "up", "--retract"),
         ("vote", "r", "--rating", "6"),
         ("simulate", "--persona", "brief"),
-        ("policies", "list", "--server", "nonsense"),
+        ("chat", "--server", "nonsense"),
+        ("policies", "list", "--control", "nonsense"),
     ],
 )
 async def test_wrong_usage_exits_with_2(run: Run, arguments: tuple[str, ...]) -> None:
@@ -73,7 +74,7 @@ async def test_no_server_is_one_line(run: Run, arguments: tuple[str, ...]) -> No
     assert outcome.code == 1
     assert outcome.err == (
         "plaudit: nothing answers at 127.0.0.1:1 (connection refused); "
-        "start one with `plaudit up`, or name another with --server\n"
+        "start one with `plaudit up`, or name another with --server or --control\n"
     )
 
 
@@ -321,9 +322,16 @@ async def test_ctrl_c_ends_a_simulation_with_what_it_counted(
 ) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("one\n")
-    arguments = ("simulate", "--persona", "brief", "--prompts", prompts, "--conversations", "9", "--server", address)
+    arguments = ("simulate", "--persona", "brief", "--prompts", prompts, "--conversations", "9")
+    reach = ("--server", address, "--control", address)
     process = await asyncio.create_subprocess_exec(
-        plaudit, *arguments, "--votes-per-version", "3", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        plaudit,
+        *arguments,
+        *reach,
+        "--votes-per-version",
+        "3",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
     out = ""

@@ -22,11 +22,13 @@ from plaudit_client import (
     GateCheck,
     InvalidRequest,
     NotFound,
+    PermissionDenied,
     PlauditError,
     ResourceExhausted,
     ServerError,
     Statement,
     Token,
+    Unauthenticated,
     Unavailable,
     Usage,
 )
@@ -230,7 +232,9 @@ async def test_a_refused_vote_is_not_repeated(client: AsyncClient, script: Scrip
         (Code.DEADLINE_EXCEEDED, DeadlineExceeded),
         (Code.CANCELLED, Cancelled),
         (Code.INTERNAL, ServerError),
-        (Code.PERMISSION_DENIED, ServerError),
+        (Code.UNAUTHENTICATED, Unauthenticated),
+        (Code.PERMISSION_DENIED, PermissionDenied),
+        (Code.DATA_LOSS, ServerError),
     ],
 )
 async def test_each_code_has_its_exception(

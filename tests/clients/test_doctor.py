@@ -32,7 +32,8 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
 
 async def test_it_says_what_answers(run: Run) -> None:
     outcome = await run("doctor")
-    assert "serves v0" in outcome.out
+    assert "serves\n" in outcome.out
+    assert "gives new requests v0" in outcome.out
     assert (outcome.code, outcome.err) == (0, "")
 
 

@@ -26,10 +26,10 @@ async def say(client: AsyncClient, text: str, user: str) -> str:
 async def test_what_was_said_is_gone_and_what_is_said_later_counts(
     run: Run, deployment: Deployment, tmp_path: Path
 ) -> None:
-    async with deployment.server() as address, AsyncClient(address) as client:
+    async with deployment.client() as client:
         old = await say(client, "one", "ann")
         await say(client, "two", "bob")
-        outcome = await run("erase", "ann", "--yes", "--reason", "asked", server=address)
+        outcome = await run("erase", "ann", "--yes", "--reason", "asked", server=client.control)
         assert (outcome.code, outcome.err) == (0, "")
         assert outcome.out.startswith("erased until 2")
         assert outcome.out.endswith("(event log); the learner follows\n")
@@ -48,7 +48,7 @@ async def test_what_was_said_is_gone_and_what_is_said_later_counts(
 
 
 async def test_it_asks_first_and_says_what_is_wrong(run: Run, deployment: Deployment) -> None:
-    async with deployment.server() as address:
+    async with deployment.running() as (_, address):
         outcome = await run("erase", "ann", stdin="n\n", server=address)
         assert (outcome.code, "It cannot be undone" in outcome.out) == (1, True)
         outcome = await run("erase", " ", "--yes", server=address)
@@ -61,11 +61,11 @@ async def test_it_asks_first_and_says_what_is_wrong(run: Run, deployment: Deploy
 
 async def test_failures_are_shown(run: Run, deployment: Deployment) -> None:
     sha256 = deployment.publish("v1", seed=1, announce=False)
-    async with deployment.server() as address, AsyncClient(address) as client:
+    async with deployment.client() as client:
         (deployment.root / "versions" / "v1" / "adapter_model.safetensors").unlink()
         deployment.announce("v1", PolicyState.POLICY_STATE_STABLE, parent="v0", manifest_sha256=sha256)
         while not (await client.list_policies()).failures:
             await asyncio.sleep(0.02)
-        outcome = await run("policies", "list", server=address)
+        outcome = await run("policies", "list", server=client.control)
     assert outcome.code == 0
     assert "\nv1 cannot be served here: version v1: " in outcome.out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -25,12 +26,13 @@ pytestmark = [
 
 async def plaudit(deployment: Deployment, *arguments: str, says: str = "") -> str:
     """What the real command prints, given these lines to read."""
+    client = deployment.clients[0]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "plaudit_cli.main",
         *arguments,
-        f"--server={deployment.clients[0].address}",
+        env={**os.environ, "PLAUDIT_SERVER": client.address, "PLAUDIT_CONTROL": client.control},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

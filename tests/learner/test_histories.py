@@ -18,7 +18,6 @@ from plaudit.v1.events_pb2 import Feedback, Interaction
 from plaudit_client import AsyncClient
 from plaudit_learner.experience.intake import Intake
 from plaudit_learner.experience.store import Experience
-from plaudit_server.receipts import Receipts
 from tests.fixtures_server import Deployment
 from tests.learner.test_experience import DOWN, UP, feedback, interaction
 
@@ -142,7 +141,7 @@ def test_any_delivery_of_any_history_ends_in_one_state(
 @pytest.mark.parametrize("seed", range(2))
 async def test_the_same_by_way_of_servers_log_and_intake(deployment: Deployment, seed: int) -> None:
     chance = random.Random(seed)
-    receipts = Receipts.from_file(deployment.root / "receipt.key", 60)
+    receipts = deployment.receipts()
     receipt = {reply: receipts.issue(reply, "v0", "") for reply in REPLIES}
 
     def anything() -> Said:
@@ -179,5 +178,5 @@ async def test_the_same_by_way_of_servers_log_and_intake(deployment: Deployment,
         intake = Intake(log, store)
         intake.start()
         assert intake.drain(0) >= len(history)
-    pseudonyms = {receipts.pseudonym(user): user for user in USERS}
+    pseudonyms = {deployment.pseudonym(user): user for user in USERS}
     assert {(pseudonyms[user], *rest): value for (user, *rest), value in state(path).items()} == oracle(history)

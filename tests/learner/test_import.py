@@ -48,7 +48,7 @@ class Home:
     def __init__(self, path: Path, model: Path) -> None:
         self.path = path
         self.model = model
-        (path / "receipt.key").write_bytes(KEY)
+        (path / "user.key").write_bytes(KEY)
         self.log: EventLog = open_log(f"sqlite:{path / 'events.sqlite'}")
         self.store = Experience(path / "learner" / "experience.sqlite")
 
@@ -62,7 +62,7 @@ class Home:
             [
                 str(file),
                 f"--event-log=sqlite:{self.path / 'events.sqlite'}",
-                f"--receipt-key-file={self.path / 'receipt.key'}",
+                f"--user-key-file={self.path / 'user.key'}",
                 f"--state-dir={self.path / 'learner'}",
                 f"--model={self.model}",
                 *more,

@@ -47,12 +47,7 @@ async def until_loaded(client: AsyncClient, *versions: str) -> None:
 
 
 async def test_the_life_of_a_canary(deployment: Deployment) -> None:
-    async with (
-        deployment.server() as one,
-        deployment.server("server-1") as two,
-        AsyncClient(one) as client,
-        AsyncClient(two) as other,
-    ):
+    async with deployment.client() as client, deployment.client("server-1") as other:
         deployment.publish("v1", seed=1)
         await until_serving(client, "v1")
         announce(deployment, "v2", 0.3, deployment.publish("v2", seed=2, announce=False))
@@ -97,7 +92,7 @@ async def test_what_was_asked_for_by_name_is_recorded_as_such(client: AsyncClien
 
 
 async def test_a_canary_is_rolled_back_while_its_streams_run(deployment: Deployment) -> None:
-    async with deployment.server(max_versions=2, max_running=8) as address, AsyncClient(address) as client:
+    async with deployment.client(max_versions=2, max_running=8) as client:
         deployment.publish("v1", seed=1)
         await until_serving(client, "v1")
         sha256 = deployment.publish_endless("v2", announce=False)
@@ -174,8 +169,8 @@ async def test_a_share_by_hand_begins_a_comparison_of_its_own(client: AsyncClien
 async def test_a_watch_tells_what_is_then_what_changes_and_ends_with_the_server(deployment: Deployment) -> None:
     seen: list[Policy] = []
     async with AsyncExitStack() as server:
-        address = await server.enter_async_context(deployment.server())
-        async with AsyncClient(address) as client:
+        addresses = await server.enter_async_context(deployment.running())
+        async with AsyncClient(addresses.control) as client:
             deployment.publish("v1", seed=1)
             await until_serving(client, "v1")
 

@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 
 from plaudit.v1 import chat_pb2_grpc
 from plaudit.v1.chat_pb2 import Message, Role, StreamChatRequest
-from plaudit_client import AsyncClient, Unavailable
+from plaudit_client import Unavailable
 from plaudit_server import app, engine_keeper
 from plaudit_server.config import ServerSettings
 from plaudit_server.engine import Engine, EngineError, PolicyVersion
@@ -137,24 +137,24 @@ async def refusal(reading: Any) -> tuple[str, float]:
 async def test_a_dead_engine_comes_back_with_what_it_had(deployment: Deployment, engines: list[Any]) -> None:
     deployment.publish("v1", seed=1)
     deployment.publish_endless("v2", parent="v1")
-    async with deployment.server() as address, AsyncClient(address) as client:
+    async with deployment.client() as client:
         await until_serving(client, "v2")
         await until(lambda: engines[0].loads == ["v2", "v1"])
         before = {v: await client.chat("hi", policy_version=v, **GREEDY).read() for v in ("v0", "v1", "v2")}
         engines[0].may_start.clear()
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with grpc.aio.insecure_channel(client.address) as channel:
             running = stream(channel)
             started = (await anext(running)).started
             assert (await anext(running)).HasField("delta")
             engines[0].die()
             assert await refusal(running) == ("UNAVAILABLE", 5.0)
-            await until_health(address, DOWN)
+            await until_health(client.address, DOWN)
             assert await refusal(stream(channel)) == ("UNAVAILABLE", 5.0)
         await client.submit_feedback(started.receipt, thumb="down")
         assert (await client.list_policies()).serving_version == "v2"
         deployment.publish("v3", seed=3, parent="v2")  # waits, and is not refused
         engines[0].may_start.set()
-        await until_health(address, UP)
+        await until_health(client.address, UP)
         await until_serving(client, "v3")
         after = {v: await client.chat("hi", policy_version=v, **GREEDY).read() for v in ("v0", "v2")}
         assert after == {v: before[v] for v in ("v0", "v2")}
@@ -176,11 +176,11 @@ async def test_it_gives_up_after_too_many_attempts_in_a_row(deployment: Deployme
 
 
 async def test_one_failed_attempt_is_not_the_end(deployment: Deployment, engines: list[Any]) -> None:
-    async with deployment.server(engine_restarts=2) as address, AsyncClient(address) as client:
+    async with deployment.client(engine_restarts=2) as client:
         engines[0].failing_starts = 1
         engines[0].die()
         await until(lambda: engines[0].starts == 3)
-        await until_health(address, UP)
+        await until_health(client.address, UP)
         assert await client.chat("hi", **GREEDY).read()
 
 
@@ -188,13 +188,13 @@ async def test_a_version_that_kills_the_engine_is_not_tried_for_ever(
     deployment: Deployment, engines: list[Any]
 ) -> None:
     deployment.publish("v1", seed=1)
-    async with deployment.server() as address, AsyncClient(address) as client:
+    async with deployment.client() as client:
         engines[0].deadly.add("v2")
         deployment.publish("v2", seed=2, parent="v1")
         async with asyncio.timeout(60):
             while "died of it 2 times" not in (await client.list_policies()).failures.get("v2", ""):
                 await asyncio.sleep(0.05)
-        await until_health(address, UP)
+        await until_health(client.address, UP)
         assert engines[0].loads.count("v2") == 2
         reply = client.chat("hi", **GREEDY)
         await reply.read()
@@ -232,7 +232,7 @@ async def test_vllms_engine_core_killed_under_a_running_stream(
     pytest.importorskip("vllm", reason="vLLM is not installed: see requirements/run.txt")
     deployment.publish_endless("v1")
     options: dict[str, Any] = {"engine": "vllm", "dtype": "float32", "max_running": 4, "max_versions": 2}
-    async with deployment.server(kv_cache_bytes=1 << 27, **options) as address, AsyncClient(address) as client:
+    async with deployment.client(kv_cache_bytes=1 << 27, **options) as client:
         await until_serving(client, "v1")
         before = {v: await client.chat("hi", policy_version=v, **GREEDY).read() for v in ("v0", "v1")}
         reply = client.chat("hello", max_tokens=250)
@@ -243,9 +243,9 @@ async def test_vllms_engine_core_killed_under_a_running_stream(
         with pytest.raises(Unavailable):
             async for _ in reading:
                 pass
-        await until_health(address, DOWN)
+        await until_health(client.address, DOWN)
         await client.submit_feedback(reply.receipt, thumb="down")
-        await until_health(address, UP, seconds=240)
+        await until_health(client.address, UP, seconds=240)
         after = {v: await client.chat("hi", policy_version=v, **GREEDY).read() for v in ("v0", "v1")}
         assert after == before
         assert (await client.list_policies()).serving_version == "v1"

@@ -14,7 +14,6 @@ import pytest
 
 from bench.deployment import free_range
 from plaudit.v1.policy_pb2 import PolicyState
-from plaudit_client import AsyncClient
 from plaudit_server.torch_engine import TorchEngine
 from tests.fixtures_server import Deployment, until_serving
 from tests.server.test_engines import _edit_config, _edit_tensors, _narrow_one, _spoil_one
@@ -66,7 +65,7 @@ async def test_each_fault_is_refused_and_the_old_version_goes_on(
 
     monkeypatch.setattr(TorchEngine, "_load", load)
     deployment.publish("v1", seed=1)
-    async with deployment.server(metrics_port=port) as address, AsyncClient(address) as client:
+    async with deployment.client(metrics_port=port) as client:
         good = await client.chat("hi", temperature=0.0, max_tokens=16).read()
         for number, fault in enumerate([*FAULTS, OTHER_BASE, PASSES_AND_FAILS], start=2):
             version = f"v{number}"

@@ -25,9 +25,9 @@ from plaudit.v1.feedback_pb2 import (
     SubmitFeedbackRequest,
     Thumb,
 )
-from plaudit_client import AsyncClient, ResourceExhausted
+from plaudit_client import AsyncClient, ResourceExhausted, Statement
 from plaudit_client import Durability as ClientDurability
-from plaudit_server.receipts import Receipts
+from plaudit_server.receipts import Receipts, signing_keys
 from tests.fixtures_server import Deployment
 
 UP, DOWN = Thumb.THUMB_UP, Thumb.THUMB_DOWN
@@ -35,7 +35,7 @@ UP, DOWN = Thumb.THUMB_UP, Thumb.THUMB_DOWN
 
 @pytest.fixture
 def receipts(deployment: Deployment) -> Receipts:
-    return Receipts.from_file(deployment.root / "receipt.key", 60)
+    return deployment.receipts()
 
 
 def written(deployment: Deployment) -> list[Feedback]:
@@ -135,10 +135,10 @@ async def test_bad_statements_are_refused_by_field_and_in_words(address: str, re
 
 
 async def test_a_forged_and_an_expired_receipt(address: str, deployment: Deployment) -> None:
-    key = (deployment.root / "receipt.key").read_bytes()
-    forged = Receipts(b"another key, of 32 bytes or more.", 60).issue("r1", "v1", "")
+    keys = signing_keys(deployment.root / "receipt.key")
+    forged = Receipts(lambda: [b"another key"], 60).issue("r1", "v1", "")
     assert (await refusal(address, SubmitFeedbackRequest(receipt=forged, thumb=UP)))[0] == "INVALID_ARGUMENT"
-    expired = Receipts(key, 60, clock=lambda: time.time() - 100).issue("r1", "v1", "")
+    expired = Receipts(lambda: keys, 60, clock=lambda: time.time() - 100).issue("r1", "v1", "")
     code, field, words = await refusal(address, SubmitFeedbackRequest(receipt=expired, thumb=UP))
     assert (code, field) == ("FAILED_PRECONDITION", "receipt")
     assert "expired" in words
@@ -155,6 +155,30 @@ async def test_a_receipt_given_to_a_user_is_that_users(address: str, deployment:
         await client.submit_feedback(reply.receipt, thumb="down", user_id="ann")
     records = written(deployment)
     assert len({record.user for record in records}) == 1
+
+
+async def test_so_it_is_in_preferences_retractions_and_streams(
+    address: str, deployment: Deployment, receipts: Receipts
+) -> None:
+    anns, bobs = (receipts.issue(f"r-{name}", "v0", deployment.pseudonym(name)) for name in ("ann", "bob"))
+    for said in ("ann", ""):
+        over = SubmitFeedbackRequest(receipt=anns, preference=Preference(over_receipt=bobs), user_id=said)
+        code, field, words = await refusal(address, over)
+        assert (code, field) == ("INVALID_ARGUMENT", "preference.over_receipt")
+        assert "another user's reply" in words
+    code, field, _ = await refusal(address, RetractFeedbackRequest(receipt=anns, user_id="bob"))
+    assert (code, field) == ("INVALID_ARGUMENT", "user_id")
+    statements = [
+        Statement(anns, thumb="up", user_id="bob"),
+        Statement(anns, retraction=True, user_id="bob"),
+        Statement(anns, preferred_over=bobs, user_id="ann"),
+        Statement(anns, thumb="up", user_id="ann"),
+    ]
+    async with AsyncClient(address) as client:
+        *_, settled = [settled async for settled in client.stream_feedback(statements)]
+    assert (settled.count, settled.refused) == (4, 3)
+    (record,) = written(deployment)
+    assert (record.response_id, record.user) == ("r-ann", deployment.pseudonym("ann"))
 
 
 async def test_any_server_of_the_deployment_takes_the_vote(deployment: Deployment, tmp_path: Path) -> None:

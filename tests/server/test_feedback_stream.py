@@ -29,7 +29,7 @@ from tests.fixtures_server import Deployment
 
 @pytest.fixture
 def receipts(deployment: Deployment) -> Receipts:
-    return Receipts.from_file(deployment.root / "receipt.key", 60)
+    return deployment.receipts()
 
 
 def votes(receipts: Receipts, count: int) -> list[Statement]:
@@ -122,7 +122,7 @@ async def test_what_was_settled_before_the_outbox_was_full_is_told(deployment: D
         async for settled in stream:  # noqa: B007 - what was told before the failure is asked for
             pass
 
-    async with deployment.server(outbox_limit=10) as address, AsyncClient(address) as client:
+    async with deployment.client(outbox_limit=10) as client:
         with closing(sqlite3.connect(deployment.root / "events.sqlite", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")  # nobody can write to the log
             stream = client.stream_feedback(votes(receipts, 50))

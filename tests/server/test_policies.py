@@ -33,7 +33,7 @@ async def test_a_new_version_is_served_to_new_requests(client: AsyncClient, depl
 async def test_a_server_that_starts_later_finds_the_current_version(deployment: Deployment) -> None:
     deployment.publish("v1", seed=1)
     deployment.publish("v2", seed=2, parent="v1")
-    async with deployment.server() as address, AsyncClient(address) as client:
+    async with deployment.client() as client:
         policies = await client.list_policies()
         assert policies.serving_version == "v2"  # by the time it takes its first request
         assert [policy.version for policy in policies.policies] == ["v0", "v1", "v2"]
@@ -90,8 +90,8 @@ async def test_what_cannot_be_promoted_or_rolled_back_is_refused(client: AsyncCl
         await client.chat("hello", policy_version="v1").read()
 
 
-async def test_empty_versions_are_refused_by_field(address: str) -> None:
-    async with grpc.aio.insecure_channel(address) as channel:
+async def test_empty_versions_are_refused_by_field(control: str) -> None:
+    async with grpc.aio.insecure_channel(control) as channel:
         stub = policy_pb2_grpc.PolicyServiceStub(channel)
         calls: list[Any] = [stub.GetPolicy(GetPolicyRequest()), stub.PromotePolicy(PromotePolicyRequest())]
         for call in calls:
@@ -141,7 +141,7 @@ async def test_ten_pushes_under_load_cut_no_stream_and_change_no_version(deploym
         "max_versions": 3,
         "kv_cache_bytes": 1 << 28,
     }
-    async with deployment.server(**options) as address, AsyncClient(address) as client:
+    async with deployment.client(**options) as client:
         pushed = asyncio.Event()
         streams: list[tuple[str, str, str]] = []
         newest, spanned = ["v0"], set[str]()
@@ -176,7 +176,7 @@ async def test_ten_pushes_under_load_cut_no_stream_and_change_no_version(deploym
 
 
 async def test_roll_back_works_while_every_place_is_taken(deployment: Deployment) -> None:
-    async with deployment.server(max_versions=2, max_running=8) as address, AsyncClient(address) as client:
+    async with deployment.client(max_versions=2, max_running=8) as client:
         deployment.publish_endless("v1")
         await until_serving(client, "v1")
         first = client.chat("hello", max_tokens=256)
@@ -201,7 +201,7 @@ async def test_roll_back_works_while_every_place_is_taken(deployment: Deployment
 async def test_roll_back_after_a_restart_needs_no_store(deployment: Deployment) -> None:
     deployment.publish("v1", seed=1)
     deployment.publish("v2", seed=2, parent="v1")
-    async with deployment.server() as address, AsyncClient(address) as client:
+    async with deployment.client() as client:
         async with asyncio.timeout(10):
             while "v1" not in (await client.list_policies()).loaded_versions:
                 await asyncio.sleep(0.02)

@@ -8,7 +8,6 @@ from google.rpc.error_details_pb2 import BadRequest
 from grpc_status import rpc_status
 
 from plaudit.events import ERASURES, FEEDBACK, from_beginning, open_log
-from plaudit.pseudonym import pseudonym
 from plaudit.v1 import privacy_pb2_grpc
 from plaudit.v1.events_pb2 import Erasure
 from plaudit.v1.privacy_pb2 import EraseUserRequest
@@ -23,8 +22,7 @@ async def test_an_erasure_is_durable_and_names_nobody(client: AsyncClient, deplo
     with open_log(deployment.event_log) as log:
         (entry,) = log.read(from_beginning(log, ERASURES))
     record = Erasure.FromString(entry.value)
-    key = (deployment.root / "receipt.key").read_bytes()
-    assert entry.key == record.user == pseudonym(key, "ann@example.org")
+    assert entry.key == record.user == deployment.pseudonym("ann@example.org")
     assert b"ann" not in entry.value
     assert (record.schema_version, record.actor, record.reason) == (1, "operator", "asked by letter")
     assert record.time.ToDatetime(tzinfo=erased.until.tzinfo) == erased.until
@@ -39,8 +37,8 @@ async def test_an_erasure_is_durable_and_names_nobody(client: AsyncClient, deplo
         (EraseUserRequest(user_id="ann", reason="x" * 1025), "reason"),
     ],
 )
-async def test_bad_requests_are_refused_by_field(address: str, request_: EraseUserRequest, field: str) -> None:
-    async with grpc.aio.insecure_channel(address) as channel:
+async def test_bad_requests_are_refused_by_field(control: str, request_: EraseUserRequest, field: str) -> None:
+    async with grpc.aio.insecure_channel(control) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await privacy_pb2_grpc.PrivacyServiceStub(channel).EraseUser(request_)
     details = BadRequest()
@@ -50,8 +48,8 @@ async def test_bad_requests_are_refused_by_field(address: str, request_: EraseUs
 
 async def test_what_another_deployment_signed_never_reaches_the_log(address: str, deployment: Deployment) -> None:
     """A record carries no receipt: whose it is can be told at the door alone, and is."""
-    ours = Receipts.from_file(deployment.root / "receipt.key", 60).issue("r1", "v0", "")
-    theirs = Receipts(b"of another deployment, 32 bytes long", 60).issue("r2", "v0", "")
+    ours = deployment.receipts().issue("r1", "v0", "")
+    theirs = Receipts(lambda: [b"of another deployment, 32 bytes long"], 60).issue("r2", "v0", "")
     async with AsyncClient(address) as client:
         with pytest.raises(InvalidRequest, match="not a receipt of this deployment"):
             await client.submit_feedback(theirs, thumb="up")

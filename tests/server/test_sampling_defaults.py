@@ -14,7 +14,8 @@ from plaudit_server.validation import check_sampling
 
 
 def settings(tmp_path: Path, **more: object) -> ServerSettings:
-    needed = {"event_log": "sqlite:x", "policy_store": "x", "state_dir": tmp_path, "receipt_key_file": tmp_path}
+    needed = {"event_log": "sqlite:x", "policy_store": "x"}
+    needed |= dict.fromkeys(("state_dir", "receipt_keys", "user_key_file"), str(tmp_path))
     return ServerSettings(**needed, **more)  # type: ignore[arg-type]
 
 

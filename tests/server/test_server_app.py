@@ -13,7 +13,6 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from bench.deployment import free_range
-from plaudit_client import AsyncClient
 from tests.fixtures_server import Deployment
 
 
@@ -27,26 +26,23 @@ async def command(*arguments: str) -> tuple[int, str]:
     return process.returncode, output.decode()
 
 
-async def test_a_client_that_knows_only_reflection_finds_services_and_comments(address: str) -> None:
-    def look() -> tuple[set[str], FileDescriptorProto]:
-        with grpc.insecure_channel(address) as channel:
+async def test_a_client_that_knows_only_reflection_finds_services_and_comments(address: str, control: str) -> None:
+    def look(where: str, symbol: str) -> tuple[set[str], FileDescriptorProto]:
+        with grpc.insecure_channel(where) as channel:
             database = ProtoReflectionDescriptorDatabase(channel)
-            return set(database.get_services()), database.FindFileContainingSymbol("plaudit.v1.ChatService")
+            return set(database.get_services()), database.FindFileContainingSymbol(symbol)
 
-    services, file = await asyncio.to_thread(look)
-    assert services >= {
-        "plaudit.v1.ChatService",
-        "plaudit.v1.FeedbackService",
-        "plaudit.v1.PolicyService",
-        "plaudit.v1.PrivacyService",
-        "grpc.health.v1.Health",
-    }
+    everywhere = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    services, _ = await asyncio.to_thread(look, control, "plaudit.v1.PolicyService")
+    assert services == everywhere | {"plaudit.v1.PolicyService", "plaudit.v1.PrivacyService"}
+    services, file = await asyncio.to_thread(look, address, "plaudit.v1.ChatService")
+    assert services == everywhere | {"plaudit.v1.ChatService", "plaudit.v1.FeedbackService"}
     assert [method.name for method in file.service[0].method] == ["StreamChat"]
 
 
 async def test_metrics_are_there_from_the_start(deployment: Deployment) -> None:
     port = free_range(1)
-    async with deployment.server(metrics_port=port) as address, AsyncClient(address) as client:
+    async with deployment.client(metrics_port=port) as client:
         reply = client.chat("hello", max_tokens=5)
         await reply.read()
         await reply.thumbs_down()
@@ -82,17 +78,17 @@ async def test_two_servers_cannot_listen_at_one_port(deployment: Deployment) -> 
     ],
 )
 async def test_wrong_settings_end_in_one_line_each(tmp_path: Path, flags: list[str], words: str) -> None:
+    keys = [f"--receipt-keys={tmp_path / 'key'}", f"--user-key-file={tmp_path / 'key'}"]
     needed = [f"--event-log=sqlite:{tmp_path / 'e'}", f"--policy-store={tmp_path}", f"--state-dir={tmp_path}"]
-    status, output = await command(
-        "plaudit_server.app", *(needed if flags else []), f"--receipt-key-file={tmp_path / 'key'}", *flags
-    )
+    status, output = await command("plaudit_server.app", *(needed if flags else []), *keys, *flags)
     assert status == 2
     assert words in output
     assert "Traceback" not in output
 
 
 async def test_what_cannot_start_says_why(tmp_path: Path, tiny_model: Path) -> None:
-    common = [f"--policy-store={tmp_path / 'v'}", f"--state-dir={tmp_path}", f"--receipt-key-file={tmp_path / 'key'}"]
+    common = [f"--policy-store={tmp_path / 'v'}", f"--state-dir={tmp_path}"]
+    common += [f"--receipt-keys={tmp_path / 'key'}", f"--user-key-file={tmp_path / 'key'}"]
     log = f"--event-log=sqlite:{tmp_path / 'e'}"
     status, output = await command("plaudit_server.app", *common, log, f"--model={tiny_model}")
     assert (status, "key" in output, "Traceback" in output) == (1, True, False)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic_settings import CliPositionalArg
 
+from plaudit import secret_file
 from plaudit.base_model import PACKAGED
 from plaudit.settings import Settings, parse
 from plaudit_learner.experience.feedback_file import FeedbackFileError, read
@@ -29,8 +30,8 @@ class ImportSettings(Settings):
     """One judgement on each line."""
     event_log: str
     """sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…]; the deployment's."""
-    receipt_key_file: Path
-    """The servers' key: users are kept as the same hash as theirs."""
+    user_key_file: Path
+    """The servers': users are kept as the same hash as theirs."""
     state_dir: Path | None = None
     """The learner's directory, if it is here: then it is made sure that the model is the one it learns with."""
     model: str = PACKAGED
@@ -59,7 +60,7 @@ def run(settings: ImportSettings) -> str:
     Raises FeedbackFileError, ModelNotFound, EventLogUnavailable, OSError and ValueError (another base model).
     """
     lines = read(settings.file)
-    key = settings.receipt_key_file.read_bytes()
+    key = secret_file.read_key(settings.user_key_file)
 
     from plaudit import base_model
     from plaudit.events import open_log
