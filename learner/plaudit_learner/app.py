@@ -70,7 +70,9 @@ def run(settings: LearnerSettings, ranks: Ranks) -> None:
     with ExitStack() as down:
         down.enter_context(only_one(settings.state_dir))
         if settings.metrics_port:
-            http, thread = start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
+            http, thread = start_http_server(
+                settings.metrics_port, addr=settings.metrics_host, registry=metrics.registry
+            )
             down.callback(thread.join)
             down.callback(http.server_close)
             down.callback(http.shutdown)

@@ -25,7 +25,9 @@ class LearnerSettings(Settings):
     state_dir: Path
     """This learner's own directory: the experience store. Only one learner may use it at a time."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Port of Prometheus metrics, on loopback; 0: none."""
+    """Port of Prometheus metrics; 0: none."""
+    metrics_host: str = "127.0.0.1"
+    """Address that metrics are served at, open to whoever reaches it; they name no user and hold no text."""
     reward: str = DEFAULT_ASPECT
     """Aspects that make it up, NAME[=WEIGHT][<=CAP],…: quality=1.0,tone=0.5<=1.0; a cap is the most it may add."""
     pessimism: float = Field(default=1.0, ge=0)

@@ -27,6 +27,7 @@ from plaudit.v1.policy_pb2 import (
     WatchPoliciesRequest,
     WatchPoliciesResponse,
 )
+from plaudit_server import caller
 from plaudit_server.follower import Follower
 from plaudit_server.refusal import Refusal, invalid
 from plaudit_server.router import Router
@@ -145,7 +146,7 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, refusal)
         known = releases.event(version)
         event = PolicyEvent(version=version, schema_version=1, actor="operator", state=state, share=share)
-        event.reason = reason or "by an operator"
+        event.reason = reason or f"by {caller.current.get().name or 'an operator'}"
         if known is not None:
             event.parent = known.parent
             event.reference = known.reference

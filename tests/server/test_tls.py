@@ -69,6 +69,8 @@ async def test_client_certificates_have_permissions(deployment: Deployment, issu
         async with AsyncClient(control, credentials=app) as client:
             with pytest.raises(PermissionDenied):
                 await client.erase_user("ann")
+        async with AsyncClient(control, credentials=ops) as client:
+            assert (await client.promote_policy("v0")).reason == "by ops.example.org"
         # The command, as an operator uses it.
         arguments = [f"--ca={server.ca}", f"--certificate={ours['ops.example.org'].chain}"]
         arguments += [f"--certificate-key={ours['ops.example.org'].key}", "policies", "list", f"--control={control}"]
