@@ -38,6 +38,8 @@ class ServerSettings(Settings):
     """CA certificates, PEM: only clients with a certificate signed by one of them are let in (mutual TLS)."""
     allow_insecure: bool = False
     """Listen beyond loopback without TLS, or without callers or client certificates: behind a proxy that has both."""
+    max_connections: int = Field(default=1024, ge=1)
+    """Connections open at once, at each address; one more is closed before it is read."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Port of Prometheus metrics; 0: none."""
     metrics_host: str = "127.0.0.1"

@@ -24,7 +24,9 @@ from plaudit.v1 import (
     privacy_pb2,
     privacy_pb2_grpc,
 )
+from plaudit_server import wire
 from plaudit_server.chat import ChatService
+from plaudit_server.config import ServerSettings
 from plaudit_server.feedback import FeedbackService
 from plaudit_server.interceptors import Guard
 from plaudit_server.policies import PolicyService
@@ -50,7 +52,7 @@ class Rpc:
 
     def __init__(
         self,
-        addresses: Addresses,
+        settings: ServerSettings,
         chat: ChatService,
         feedback: FeedbackService,
         policies: PolicyService,
@@ -65,7 +67,10 @@ class Rpc:
         self._feedback = feedback
         self._chats = True
         self._listening = False
-        public, control = (_Port(*place, guard) for place in zip(addresses, credentials, strict=True))
+        addresses = Addresses(settings.listen, settings.control_listen)
+        public, control = (
+            _Port(*place, guard, wire.options(settings)) for place in zip(addresses, credentials, strict=True)
+        )
         self._ports = (public, control)
         public.add(chat_pb2.DESCRIPTOR, chat_pb2_grpc.add_ChatServiceServicer_to_server, chat)
         public.add(feedback_pb2.DESCRIPTOR, feedback_pb2_grpc.add_FeedbackServiceServicer_to_server, feedback)
@@ -111,16 +116,18 @@ class Rpc:
 class _Port:
     """One address: the services there, their health and reflection."""
 
-    def __init__(self, address: str, credentials: grpc.ServerCredentials | None, guard: Guard) -> None:
+    def __init__(
+        self,
+        address: str,
+        credentials: grpc.ServerCredentials | None,
+        guard: Guard,
+        options: Sequence[tuple[str, int]],
+    ) -> None:
         self._address = address
         self._credentials = credentials
         self._services: list[str] = []
         self.health = health.aio.HealthServicer()
-        # A request has at most 256 messages of 64 KiB, but no conversation that fits into a context is near 4 MiB.
-        self.server = grpc.aio.server(
-            interceptors=[guard],
-            options=[("grpc.max_receive_message_length", 4 << 20), ("grpc.so_reuseport", 0)],
-        )
+        self.server = grpc.aio.server(interceptors=[guard], options=[*options, ("grpc.so_reuseport", 0)])
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
 
     def add(self, file: FileDescriptor, register: Callable[[S, grpc.aio.Server], None], servicer: S) -> None:
