@@ -68,7 +68,7 @@ class Rpc:
     @property
     def running(self) -> int:
         """Streams that have not ended."""
-        return self._chat.admitted
+        return self._chat.admission.admitted
 
     async def start(self) -> str:
         """Listen, and say SERVING; returns the address. Raises OSError if it cannot listen there."""
@@ -89,7 +89,7 @@ class Rpc:
         """
         await self._health.enter_graceful_shutdown()
         await self._policies.stop()
-        await self._chat.drain(drain_seconds)
+        await self._chat.admission.drain(drain_seconds)
         self._feedback.stop()
         await self._server.stop(_CLOSE_SECONDS)
 
