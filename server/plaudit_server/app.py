@@ -103,7 +103,14 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
         engine = KeptEngine(kept, attempts=settings.engine_restarts, metrics=metrics)
         down.push_async_callback(engine.stop)
         log.info("starting %s on %s", type(kept).__name__, model.name)
-        await engine.start()
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        down.callback(stopping.cancel)
+        starting = asyncio.create_task(engine.start(), name="start")
+        down.callback(starting.cancel)
+        await _first(starting, stopping)
+        if not starting.done():
+            log.info("asked to stop before anything was served")
+            return
         router = Router(PolicyVersion(name="v0", adapter=None))
         outbox = Outbox(event_log, settings.state_dir / "outbox.sqlite", limit=settings.outbox_limit, metrics=metrics)
         follower = Follower(
@@ -119,7 +126,7 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
         following = asyncio.create_task(follower.run(), name="follower")
         writing = asyncio.create_task(outbox.run(), name="outbox")
         rpc = Rpc(
-            settings.listen,
+            settings,
             ChatService(
                 settings=settings,
                 engine=engine,
@@ -129,13 +136,12 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
                 outbox=outbox,
                 metrics=metrics,
             ),
-            FeedbackService(receipts, outbox, settings.aspects, metrics),
-            PolicyService(event_log, follower, router),
+            FeedbackService(receipts, outbox, settings, metrics),
+            PolicyService(event_log, follower, router, settings.max_watchers),
             PrivacyService(receipts, outbox),
         )
         keeping = asyncio.create_task(engine.run(rpc.serve_chats), name="engine")
         try:
-            stopping = asyncio.create_task(stop.wait(), name="stop")
             await _first(asyncio.create_task(follower.caught_up.wait()), stopping, following, writing, keeping)
             if not stop.is_set():
                 address = await rpc.start()

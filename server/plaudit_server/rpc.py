@@ -16,7 +16,9 @@ from plaudit.v1 import (
     privacy_pb2,
     privacy_pb2_grpc,
 )
+from plaudit_server import connections
 from plaudit_server.chat import ChatService
+from plaudit_server.config import ServerSettings
 from plaudit_server.feedback import FeedbackService
 from plaudit_server.interceptors import ErrorInterceptor
 from plaudit_server.policies import PolicyService
@@ -40,23 +42,23 @@ class Rpc:
 
     def __init__(
         self,
-        listen: str,
+        settings: ServerSettings,
         chat: ChatService,
         feedback: FeedbackService,
         policies: PolicyService,
         privacy: PrivacyService,
     ) -> None:
-        self._listen = listen
+        self._listen = settings.listen
         self._health = health.aio.HealthServicer()
         self._chat = chat
         self._policies = policies
         self._feedback = feedback
         self._chats = True
         self._listening = False
-        # A request has at most 256 messages of 64 KiB, but no conversation that fits into a context is near 4 MiB.
         self._server = grpc.aio.server(
             interceptors=[ErrorInterceptor()],
-            options=[("grpc.max_receive_message_length", 4 << 20), ("grpc.so_reuseport", 0)],
+            options=connections.options(settings),
+            maximum_concurrent_rpcs=settings.max_calls,
         )
         chat_pb2_grpc.add_ChatServiceServicer_to_server(chat, self._server)
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback, self._server)
