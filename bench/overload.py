@@ -271,7 +271,7 @@ def summary(found: Sequence[Outcome]) -> dict[str, Any]:
     for name, values in (("latency, s", latencies), ("until refused, s", refusals)):
         if len(values) > 1:
             cuts = statistics.quantiles(values, n=100)
-            shown[name] = {"p50": round(cuts[49], 3), "p99": round(cuts[98], 3)}
+            shown[name] = {"p50": round(cuts[49], 3), "p90": round(cuts[89], 3), "p99": round(cuts[98], 3)}
     return shown
 
 

@@ -52,7 +52,7 @@ class ServerSettings(Settings):
     """Strings before which a reply ends when the request names none, as a JSON list."""
     max_running: int = Field(default=16, ge=1)
     """Replies that are sampled at once."""
-    max_waiting: int = Field(default=64, ge=0)
+    max_waiting: int = Field(default=16, ge=0)
     """Requests that may wait for their turn; one more is refused with RESOURCE_EXHAUSTED."""
     max_requests_per_caller: int = Field(default=0, ge=0)
     """Requests that one caller (an API key or a client certificate) may have running and waiting; 0: no limit."""
