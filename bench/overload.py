@@ -1,9 +1,10 @@
 """More requests than the machine can answer: what it still answers in time, and what grows.
 
 Requests come as a Poisson process, whether earlier ones are answered or not (open loop), at 0.5, 1 and 2 times what the
-machine can answer, which is measured first: replies a second with all places taken. Goodput is tokens a second of
-replies that end within 8 times what a reply takes alone. One request in ten is a modest user's, all others are one
-greedy user's. Beside it, in the same run, a server with a queue of 64, which holds more than can be answered in time.
+machine can answer, which is measured first: replies a second with all places taken. Goodput is tokens a second, as they
+come, of replies that end within 8 times what a reply takes alone. One request in ten is a modest user's, all others are
+one greedy user's. Beside it, in the same run, a server with a queue of 64, which holds more than can be answered in
+time.
 
     make bench-overload [ARGS="--repetitions 3 --waiting 16 64"] [SIZE=small]
 
@@ -53,7 +54,8 @@ class Size:
 
     engine: str
     max_running: int
-    max_tokens: int
+    max_tokens: tuple[int, int]
+    """From, to: of different lengths, or replies would begin and end in waves."""
     alone: int
     """Replies, one after another."""
     capacity_seconds: float
@@ -63,18 +65,28 @@ class Size:
 
 
 SIZES = {
-    "small": Size("torch", 4, 32, 5, 4.0, 2.0, 4.0),
-    "full": Size("vllm", 16, 32, 5, 14.0, 7.0, 15.0),
+    "small": Size("torch", 4, (16, 48), 5, 4.0, 2.0, 4.0),
+    "full": Size("vllm", 16, (16, 48), 7, 14.0, 5.0, 12.0),
 }
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One reply."""
+
+    tokens: int
+    seconds: float
+    pieces: list[float]
+    """When each came."""
 
 
 @dataclass
 class Outcome:
-    """What became of the requests of one load."""
+    """What became of the requests of one load, while it was counted."""
 
     seconds: float
-    good_tokens: int = 0
-    tokens: int = 0
+    good_tokens: float = 0.0
+    tokens: float = 0.0
     latencies: list[float] = field(default_factory=list)
     refusals: list[float] = field(default_factory=list)
     """Seconds until each was refused."""
@@ -99,14 +111,14 @@ class Server:
         self._metrics_port = metrics_port
         self._prompts = pairs()
 
-    async def ask(self, chance: random.Random, user_id: str = "greedy") -> tuple[int, float]:
-        """(tokens of the reply, seconds that it took). Raises ResourceExhausted."""
+    async def ask(self, chance: random.Random, user_id: str = "greedy") -> Answer:
+        """Raises ResourceExhausted."""
         began = time.perf_counter()
         prompt = chance.choice(self._prompts)
-        reply = self.client.chat(prompt.turns[-1][1], max_tokens=self.size.max_tokens, user_id=user_id)
-        await reply.read()
+        reply = self.client.chat(prompt.turns[-1][1], max_tokens=chance.randint(*self.size.max_tokens), user_id=user_id)
+        pieces = [time.perf_counter() async for _ in reply]
         assert reply.usage is not None
-        return reply.usage.completion_tokens, time.perf_counter() - began
+        return Answer(reply.usage.completion_tokens, time.perf_counter() - began, pieces)
 
     def waiting(self) -> float:
         """Requests in the queue now."""
@@ -154,7 +166,7 @@ async def server(size: Size, model: str, waiting: int, work: Path) -> AsyncItera
 async def alone(target: Server) -> float:
     """Seconds that a reply takes when it is the only one: the median."""
     chance = random.Random(1)
-    return statistics.median([(await target.ask(chance))[1] for _ in range(target.size.alone)])
+    return statistics.median([(await target.ask(chance)).seconds for _ in range(target.size.alone)])
 
 
 async def capacity(target: Server) -> float:
@@ -186,14 +198,16 @@ async def load(target: Server, rate: float, objective: float, fill_seconds: floa
         sent = time.perf_counter()
         in_time = False
         try:
-            tokens, seconds = await target.ask(chance, user_id)
-            in_time = seconds <= objective
-            if begin <= time.perf_counter() < end:
-                outcome.latencies.append(seconds)
+            answer = await target.ask(chance, user_id)
+            in_time = answer.seconds <= objective
+            counted = sum(begin <= piece < end for piece in answer.pieces)
+            if counted:
+                tokens = answer.tokens * counted / len(answer.pieces)
+                outcome.latencies.append(answer.seconds)
                 outcome.tokens += tokens
                 outcome.good_tokens += tokens if in_time else 0
         except ResourceExhausted as refusal:
-            if time.perf_counter() >= begin:
+            if begin <= time.perf_counter() < end:
                 outcome.refusals.append(time.perf_counter() - sent)
                 outcome.hinted += refusal.retry_after is not None
         if user_id == "modest" and begin <= time.perf_counter() < end:
@@ -214,6 +228,7 @@ async def load(target: Server, rate: float, objective: float, fill_seconds: floa
         task = asyncio.create_task(request("modest" if chance.random() < MODEST else "greedy"))
         requests.add(task)
         task.add_done_callback(requests.discard)
+    await asyncio.wait(requests, timeout=objective)  # those that run, and a few that waited
     await cancelled([*requests, looking])
     return outcome, longest
 
