@@ -186,15 +186,21 @@ async def test_whatever_comes_and_goes(steps: list[Any], running: int, waiting: 
                 here.pop(step % len(here)).leave()
         else:
             name, user = str(step[0]), str(step[1])
-            before = Counter(request.name for request in here)
+            callers = Counter([name, *(request.name for request in here)])
+            users = Counter([(name, user), *((request.name, request.user) for request in here)])
+            mine = callers[name], users[name, user]
+            theirs = {
+                request: (callers[request.name], users[request.name, request.user])
+                for request in here
+                if not request.runs
+            }
             try:
                 here.append(Request(admission, name, user))
             except Refusal:
                 assert len(here) == running + waiting
-                waits = {request.name for request in here if not request.runs}
-                assert all(before[name] + 1 >= before[other] for other in waits), "it had most of those who wait"
+                assert all(mine >= other for other in theirs.values()), "it had most of those who wait"
             for gone in [request for request in here if request.refused]:
-                assert before[gone.name] >= before[name] + 1
+                assert theirs[gone] == max(theirs.values()) > mine
                 gone.leave()
                 here.remove(gone)
         runs = sum(request.runs for request in here)

@@ -57,7 +57,7 @@ async def test_it_drains_and_a_second_signal_ends_it_now(deployment: Deployment)
     deployment.publish_endless("v1")
     room = {"max_tokens": 1500, "max_context": 2048}
     async with program(deployment, **room, drain_seconds=90) as (process, address), AsyncClient(address) as client:
-        await said(process, "serving")
+        await said(process, f"at {address}")
         await until_serving(client, "v1")
         reply = client.chat("hello", max_tokens=1500)
         reading = aiter(reply)
@@ -75,7 +75,7 @@ async def test_it_drains_and_a_second_signal_ends_it_now(deployment: Deployment)
     assert [len(reply.reply_token_ids) for reply in interactions(deployment)] == [1500], "flushed"
 
     async with program(deployment, **room, drain_seconds=90) as (process, address), AsyncClient(address) as client:
-        await said(process, "serving")
+        await said(process, f"at {address}")
         await until_serving(client, "v1")
         running = client.chat("hello", max_tokens=1500)
         reading = aiter(running)
