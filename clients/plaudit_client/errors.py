@@ -108,6 +108,10 @@ _PLAIN: dict[grpc.StatusCode, type[PlauditError]] = {
 }
 
 
+_CUT_OFF = "Internal error from Core"
+"""What grpc.aio makes, by itself, of a stream that the server ends while the client is sending the next message."""
+
+
 def from_rpc(error: grpc.aio.AioRpcError, address: str) -> PlauditError:
     """The exception that stands for a failed call to `address`."""
     code, message = error.code(), error.details() or error.code().name
@@ -116,6 +120,8 @@ def from_rpc(error: grpc.aio.AioRpcError, address: str) -> PlauditError:
         return InvalidRequest(*violations[0], violations) if violations else InvalidRequest("", message)
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return ResourceExhausted(message, _retry_after(_status(error)))
+    if message == _CUT_OFF:
+        return Unavailable("the call ended while something was being sent; the server's reason is lost")
     if code == grpc.StatusCode.UNAVAILABLE:
         return Unavailable(_unreachable(message, address))
     if code in _PLAIN:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from plaudit import chat_template
+from plaudit.chat_template import Turn
+
 ROLES = ("system", "user", "assistant")
 
 
@@ -18,36 +21,22 @@ class Message(NamedTuple):
 
 
 class ChatTemplate:
-    """The tokenizer of the base model, for conversations that were written elsewhere."""
+    """The template of the base model, for conversations that were written elsewhere."""
 
     def __init__(self, model: Path) -> None:
         """Raises ValueError if the model cannot chat, OSError if its tokenizer cannot be read."""
-        from transformers import AutoTokenizer
-
-        self._tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-        if self._tokenizer.chat_template is None or self._tokenizer.eos_token_id is None:
-            raise ValueError(f"{model}: its tokenizer has no chat template or no end-of-sequence token: it cannot chat")
+        self._template = chat_template.ChatTemplate(model)
+        if self._template.eos_token_id is None:
+            raise ValueError(f"{model}: its tokenizer has no end-of-sequence token, so it cannot chat")
+        self._end = self._template.eos_token_id
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Token ids of the conversation, ending where the assistant is to speak. Raises ValueError as `reply` does."""
-        for index, message in enumerate(messages):
-            self._refuse_special(f"messages[{index}].content", message.content)
-        conversation = [message._asdict() for message in messages]
-        return tuple(
-            self._tokenizer.apply_chat_template(
-                conversation, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        )
+        """Token ids of the conversation, ending where the assistant is to speak.
+
+        Raises ValueError, which names the field, if the template could not tell a content from a turn.
+        """
+        return self._template.prompt([Turn(role=role, content=content) for role, content in messages])
 
     def reply(self, text: str, field: str = "reply") -> tuple[int, ...]:
-        """Token ids of a whole reply, with the end-of-sequence token after it; errors call it `field`.
-
-        Raises ValueError if it holds one of the template's own tokens: it would be read as a turn that nobody took.
-        """
-        self._refuse_special(field, text)
-        return (*self._tokenizer(text, add_special_tokens=False).input_ids, self._tokenizer.eos_token_id)
-
-    def _refuse_special(self, field: str, text: str) -> None:
-        for token in self._tokenizer.all_special_tokens:
-            if token in text:
-                raise ValueError(f"{field}: holds {token}, which only the chat template may use")
+        """Token ids of a whole reply, with the end-of-sequence token after it; errors are ValueErrors, as above."""
+        return (*self._template.text(text, field), self._end)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import os
 import sys
 from contextlib import AsyncExitStack
 from functools import partial
@@ -31,6 +32,8 @@ PROGRAM = "plaudit-server"
 def main() -> int:
     """The command; returns its exit status."""
     settings = parse(ServerSettings, PROGRAM)
+    # gRPC writes a line for each malformed frame, and anybody could fill the log. What matters is raised.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     log_to_stderr(PROGRAM)
     from plaudit.artifacts import ArtifactError
     from plaudit.events import EventLogUnavailable

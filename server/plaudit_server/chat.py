@@ -72,7 +72,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         A coroutine that writes, and no generator, because grpc.aio leaves an abandoned generator to the garbage
         collector, but cancels a coroutine at once: the slot in the engine is freed within a token.
         """
-        check_messages(request.messages)
+        check_messages(request.messages, self._settings)
         check_identifier("user_id", request.user_id, 256)
         check_identifier("conversation_id", request.conversation_id, 256)
         check_identifier("policy_version", request.policy_version, 32)

@@ -24,6 +24,8 @@ class ServerSettings(Settings):
     """Precision of weights and activations; auto: the model's own."""
     listen: str = "127.0.0.1:50051"
     """Address of the gRPC server; port 0: any free one (it is printed)."""
+    max_connections: int = Field(default=1024, ge=1)
+    """Connections open at once; one more is closed before it is read."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Port of Prometheus metrics, on loopback; 0: none."""
     event_log: str

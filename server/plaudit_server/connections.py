@@ -17,15 +17,12 @@ LEAST_PING_SECONDS = 10.0
 
 
 def options(settings: ServerSettings) -> list[tuple[str, int]]:
-    """Arguments of the gRPC server."""
+    """Of the gRPC server, beside wire.py's."""
     age = [
         ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age)),
         ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_connection_age_grace)),
     ]
     return [
-        # A request has at most 256 messages of 64 KiB, but no conversation that fits into a context is near 4 MiB.
-        ("grpc.max_receive_message_length", 4 << 20),
-        ("grpc.so_reuseport", 0),
         *(age if settings.max_connection_age else []),
         ("grpc.keepalive_time_ms", _milliseconds(settings.keepalive)),
         ("grpc.keepalive_timeout_ms", _milliseconds(settings.keepalive / 3)),

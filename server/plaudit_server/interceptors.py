@@ -1,14 +1,17 @@
-"""Around every rpc: refusals become rich statuses, and nobody sees a stack trace."""
+"""Around every rpc: what is no request and what is refused becomes a rich status, and nobody sees a stack trace."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -17,49 +20,81 @@ from plaudit_server.refusal import Refusal
 log = logging.getLogger(__name__)
 
 
+def _meant(record: logging.LogRecord) -> bool:
+    """Not that a caller left just when it was answered, which gRPC reports with a stack trace: anybody can do that."""
+    return "ExecuteBatchError raised in core" not in record.getMessage()
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(_meant)
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns Refusal into its status, and anything unforeseen into INTERNAL with a number that the log knows."""
+    """Turns Refusal into its status, and anything unforeseen into INTERNAL with a number that the log knows.
+
+    Requests are decoded here, within reach of that: gRPC calls bytes that are no request UNKNOWN.
+    """
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap the three kinds of rpc that Plaudit's services have; health and reflection look after themselves."""
+        """Wrap the kinds of rpc that there are; the handler gets bytes, and decodes them itself."""
         handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or not method.startswith("/plaudit."):
-            return handler
+        if handler is None:
+            return None
+        method, encode = handler_call_details.method, handler.response_serializer
+        decode = _decoder(handler.request_deserializer or bytes)
         if handler.request_streaming:
-            assert handler.stream_stream is not None
-            return grpc.stream_stream_rpc_method_handler(
-                _guarded(handler.stream_stream, method), handler.request_deserializer, handler.response_serializer
-            )
+            behaviour = _guarded(handler.stream_stream, partial(_decode_each, decode), method)
+            return grpc.stream_stream_rpc_method_handler(behaviour, None, encode)
         if handler.response_streaming:
-            assert handler.unary_stream is not None
-            return grpc.unary_stream_rpc_method_handler(
-                _guarded(handler.unary_stream, method), handler.request_deserializer, handler.response_serializer
-            )
-        assert handler.unary_unary is not None
-        return grpc.unary_unary_rpc_method_handler(
-            _guarded(handler.unary_unary, method), handler.request_deserializer, handler.response_serializer
-        )
+            return grpc.unary_stream_rpc_method_handler(_guarded(handler.unary_stream, decode, method), None, encode)
+        return grpc.unary_unary_rpc_method_handler(_guarded(handler.unary_unary, decode, method), None, encode)
 
 
-def _guarded(behaviour: Any, method: str) -> Any:
-    """All kinds of handler are coroutines: streaming ones write to their context (see chat.py)."""
+def _guarded(behaviour: Any, decode: Callable[[Any], Any], method: str) -> Any:
+    """Handlers are coroutines: streaming ones write to their context (see chat.py). Reflection's is a generator."""
+    behaviour = _writing(behaviour) if inspect.isasyncgenfunction(behaviour) else behaviour
 
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def guarded(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
-            return await behaviour(request, context)
+            return await behaviour(decode(raw), context)
         except Refusal as refusal:
             await _abort(context, refusal.status())
         except grpc.aio.BaseError:
             raise
+        except NotImplementedError:  # of a service that is not ours: Health.List
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this method is not served here")
         except Exception as error:  # noqa: BLE001 - the last line of defence
             await _abort(context, _internal(method, error))
 
     return guarded
+
+
+def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Raises Refusal INVALID_ARGUMENT for what is no message of the kind, nested too deeply (100) included."""
+
+    def decoded(raw: bytes) -> Any:
+        try:
+            return decode(raw)
+        except DecodeError as error:  # says which kind, and what is wrong with it
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"the request cannot be read: {error}") from error
+
+    return decoded
+
+
+async def _decode_each(decode: Callable[[bytes], Any], raw: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for each in raw:
+        yield decode(each)
+
+
+def _writing(generator: Any) -> Any:
+    async def writing(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        async for response in generator(request, context):
+            await context.write(response)
+
+    return writing
 
 
 def _internal(method: str, error: Exception) -> status_pb2.Status:

@@ -16,7 +16,7 @@ from plaudit.v1 import (
     privacy_pb2,
     privacy_pb2_grpc,
 )
-from plaudit_server import connections
+from plaudit_server import connections, wire
 from plaudit_server.chat import ChatService
 from plaudit_server.config import ServerSettings
 from plaudit_server.feedback import FeedbackService
@@ -57,7 +57,7 @@ class Rpc:
         self._listening = False
         self._server = grpc.aio.server(
             interceptors=[ErrorInterceptor()],
-            options=connections.options(settings),
+            options=[*wire.options(settings), *connections.options(settings), ("grpc.so_reuseport", 0)],
             maximum_concurrent_rpcs=settings.max_calls,
         )
         chat_pb2_grpc.add_ChatServiceServicer_to_server(chat, self._server)

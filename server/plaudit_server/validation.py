@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from plaudit.v1.chat_pb2 import Message, Role, StreamChatRequest
@@ -11,19 +12,48 @@ from plaudit_server.refusal import invalid
 
 _MAX_MESSAGES = 256
 _MAX_CONTENT_BYTES = 65_536
+_BYTES_A_TOKEN = (
+    32  # prose has 3 to 5; more than this on average, and only to be tokenised and then refused, is no chat
+)
 _MAX_STOPS = 8
 _MAX_STOP_BYTES = 64
 # Below it vLLM samples at this temperature whatever was asked for, and the record would be wrong.
 _LEAST_TEMPERATURE = 0.01
 
 
-def check_text(field: str, text: str, most: int) -> None:
-    """`text` must be 1 to `most` bytes of UTF-8, and not only white space."""
+# All control characters but tab, newline, vertical tab, form feed, carriage return and next line, which come with text
+# that was pasted. Nobody types the others and no tokenizer was made for them; what reads the text after us (a terminal
+# that shows an operator a conversation, a program that ends strings at NUL) may obey them. What writes right to left or
+# joins emoji is not among them.
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+
+
+def most_text(settings: ServerSettings) -> int:
+    """Bytes of UTF-8 of all messages of a conversation together, at most: a multiple of any that fits the context."""
+    return _BYTES_A_TOKEN * settings.max_context
+
+
+def check_text(field: str, text: str, most: int) -> int:
+    """`text` must be 1 to `most` bytes of UTF-8, not only white space, and without control characters.
+
+    Returns how many bytes it has.
+    """
     size = len(text.encode())
     if not text.strip():
         raise invalid(field, f"is empty; give 1 to {most:,} bytes of text")
     if size > most:
         raise invalid(field, f"has {size:,} bytes; the most is {most:,}")
+    _check_controls(field, text)
+    return size
+
+
+def _check_controls(field: str, text: str) -> None:
+    if found := _CONTROL.search(text):
+        raise invalid(
+            field,
+            f"holds the control character U+{ord(found[0]):04X} at character {found.start()};"
+            " of those only white space is text",
+        )
 
 
 def check_identifier(field: str, text: str, most: int) -> None:
@@ -35,13 +65,14 @@ def check_identifier(field: str, text: str, most: int) -> None:
         raise invalid(field, "holds control characters; use printable ones")
 
 
-def check_messages(messages: Sequence[Message]) -> None:
+def check_messages(messages: Sequence[Message], settings: ServerSettings) -> None:
     """At most one system message, first; then user and assistant in turn, beginning and ending with the user."""
     if not messages:
         raise invalid("messages", "is empty; give at least one message, by the user")
     if len(messages) > _MAX_MESSAGES:
         raise invalid("messages", f"has {len(messages)} messages; the most is {_MAX_MESSAGES}")
     expected = Role.ROLE_USER
+    size = 0
     for index, message in enumerate(messages):
         field = f"messages[{index}]"
         if index == 0 and message.role == Role.ROLE_SYSTEM:
@@ -55,9 +86,15 @@ def check_messages(messages: Sequence[Message]) -> None:
             )
         else:
             expected = Role.ROLE_ASSISTANT if expected == Role.ROLE_USER else Role.ROLE_USER
-        check_text(f"{field}.content", message.content, _MAX_CONTENT_BYTES)
+        size += check_text(f"{field}.content", message.content, _MAX_CONTENT_BYTES)
     if messages[-1].role != Role.ROLE_USER:
         raise invalid(f"messages[{len(messages) - 1}].role", "must be ROLE_USER: the conversation ends with the user")
+    most = most_text(settings)
+    if size > most:
+        raise invalid(
+            "messages",
+            f"have {size:,} bytes of text; for a context of {settings.max_context:,} tokens {most:,} are read",
+        )
 
 
 def check_sampling(request: StreamChatRequest, settings: ServerSettings) -> Sampling:
@@ -66,8 +103,8 @@ def check_sampling(request: StreamChatRequest, settings: ServerSettings) -> Samp
     temperature = asked.temperature if asked.HasField("temperature") else settings.default_temperature
     top_p = asked.top_p if asked.HasField("top_p") else settings.default_top_p
     max_tokens = asked.max_tokens if asked.HasField("max_tokens") else settings.default_max_tokens
-    # Written so that NaN fails too.
-    if temperature != 0 and not _LEAST_TEMPERATURE <= temperature <= 2:
+    # Written so that NaN fails too. In a request 0.01 is in single precision, and a little less.
+    if temperature != 0 and not _LEAST_TEMPERATURE - 1e-9 <= temperature <= 2:
         raise invalid(
             "sampling.temperature", f"is {temperature:g}; it must be 0 (greedy), or {_LEAST_TEMPERATURE:g} to 2"
         )
@@ -82,6 +119,7 @@ def check_sampling(request: StreamChatRequest, settings: ServerSettings) -> Samp
             raise invalid(
                 f"sampling.stop[{index}]", f"has {len(stop.encode())} bytes; it must have 1 to {_MAX_STOP_BYTES}"
             )
+        _check_controls(f"sampling.stop[{index}]", stop)
     return Sampling(
         temperature=temperature,
         top_p=top_p,

@@ -245,6 +245,15 @@ async def test_each_code_has_its_exception(
         assert str(caught.value) == "the server says why"
 
 
+async def test_a_stream_that_ends_while_something_is_sent_is_one_that_broke(
+    client: AsyncClient, script: Script
+) -> None:
+    # grpc.aio says so itself, now and then; the server's own status is lost.
+    script.failures = [Failure(Code.INTERNAL, "Internal error from Core")]
+    answers = [settled async for settled in client.stream_feedback([Statement("r", rating=1, idempotency_key="k")])]
+    assert answers[-1].in_event_log == 1
+
+
 async def test_a_wrong_field_is_named(client: AsyncClient, script: Script) -> None:
     violations = (("sampling.top_p", "is 3; it must be above 0 and at most 1"), ("user_id", "is too long"))
     script.failures = [Failure(Code.INVALID_ARGUMENT, violations=violations)]

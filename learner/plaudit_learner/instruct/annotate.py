@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from plaudit.chat_template import control_tokens
 from plaudit_learner.instruct.data import Example, FieldError
 from plaudit_learner.policy import PromptReply
 
@@ -24,7 +25,7 @@ class Annotator:
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model, local_files_only=True)
         self.style = style
-        self._reserved = [*self.tokenizer.all_special_tokens, *(TAGS if style == "tags" else ())]
+        self._reserved = [*control_tokens(self.tokenizer), *(TAGS if style == "tags" else ())]
         if style == "chat" and self.tokenizer.chat_template is None:
             raise ValueError(f"{model.name} has no chat template: give --annotate tags, or a model that has one")
         self._end = self._end_of_reply(_eos_ids(model))
