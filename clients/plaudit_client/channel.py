@@ -11,8 +11,16 @@ import grpc
 from plaudit_client.errors import InvalidRequest, Unavailable, from_rpc
 from plaudit_client.retry import ATTEMPTS, pause
 
-# A server that was restarted is found again within seconds; gRPC would look only every two minutes in the end.
-_OPTIONS = [("grpc.max_reconnect_backoff_ms", 2000)]
+_OPTIONS = [
+    # A server that was restarted is found again within seconds; gRPC would look only every two minutes in the end.
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    # One that vanished without a word is noticed within 40 s of silence. Plaudit's servers permit it (docs/limits.md);
+    # another may answer with GOAWAY, upon which gRPC asks less often.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # the one that gRPC 1.85 goes by
+    ("grpc.http2.max_pings_without_data", 0),
+]
 
 Q = TypeVar("Q")
 R = TypeVar("R")

@@ -238,7 +238,8 @@ class AsyncClient:
     async def watch_policies(self) -> AsyncIterator[Policy]:
         """Every version as it is now, oldest first, then each whenever where it stands changes; without end.
 
-        Raises Unavailable (the server stops) or ServerError.
+        Raises ResourceExhausted (too many watch), Unavailable (the server stops, or the connection got too old: watch
+        again) or ServerError.
         """
         call = self._policies.WatchPolicies(WatchPoliciesRequest(), metadata=self._control.metadata)
         try:

@@ -51,9 +51,9 @@ class Reply:
     async def __aiter__(self) -> AsyncGenerator[str, None]:
         """The reply's text, in the pieces in which it is sampled.
 
-        Raises InvalidRequest, NotFound (the `policy_version` is not served), ResourceExhausted (the queue is full),
-        Unavailable, DeadlineExceeded or ServerError, and RuntimeError if the reply was read before. After `cancel` it
-        just ends.
+        Raises InvalidRequest, NotFound (the `policy_version` is not served), ResourceExhausted (the queue is full, or a
+        limit is reached), Unavailable, DeadlineExceeded or ServerError, and RuntimeError if the reply was read before.
+        After `cancel` it just ends.
         """
         if self._cancelled:
             return

@@ -117,7 +117,14 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
         engine = KeptEngine(kept, attempts=settings.engine_restarts, metrics=metrics)
         down.push_async_callback(engine.stop)
         log.info("starting %s on %s", type(kept).__name__, model.name)
-        await engine.start()
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        down.callback(stopping.cancel)
+        starting = asyncio.create_task(engine.start(), name="start")
+        down.callback(starting.cancel)
+        await _first(starting, stopping)
+        if not starting.done():
+            log.info("asked to stop before anything was served")
+            return
         router = Router(PolicyVersion(name="v0", adapter=None))
         outbox = Outbox(event_log, settings.state_dir / "outbox.sqlite", limit=settings.outbox_limit, metrics=metrics)
         follower = Follower(
@@ -144,15 +151,14 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
                 outbox=outbox,
                 metrics=metrics,
             ),
-            FeedbackService(receipts, hashed, outbox, settings.aspects, metrics),
-            PolicyService(event_log, follower, router),
+            FeedbackService(receipts, hashed, outbox, settings, metrics),
+            PolicyService(event_log, follower, router, settings.max_watchers),
             PrivacyService(hashed, outbox),
             guard=Guard(authentication, metrics),
             credentials=credentials,
         )
         keeping = asyncio.create_task(engine.run(rpc.serve_chats), name="engine")
         try:
-            stopping = asyncio.create_task(stop.wait(), name="stop")
             await _first(asyncio.create_task(follower.caught_up.wait()), stopping, following, writing, keeping)
             if not stop.is_set():
                 addresses = await rpc.start()

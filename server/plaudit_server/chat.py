@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -18,6 +18,7 @@ from plaudit.v1 import chat_pb2_grpc
 from plaudit.v1.chat_pb2 import Delta, Finished, Started, StreamChatRequest, StreamChatResponse
 from plaudit.v1.events_pb2 import Interaction
 from plaudit.v1.sampling_pb2 import FinishReason, SamplingParameters
+from plaudit_server.admission import RESTART_SECONDS, Admission
 from plaudit_server.config import ServerSettings
 from plaudit_server.engine import Engine, EngineError, Generation, PolicyVersion, Tokens
 from plaudit_server.engine import FinishReason as EngineFinish
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 
 _STALL_SECONDS = 120.0
 _SILENT_SECONDS = 60.0  # between two lines about interactions that could not be recorded
-_RESTART_SECONDS = 5.0  # until a dead engine may be back: torch takes seconds, vLLM half a minute
 
 _FINISH = {
     EngineFinish.STOP: FinishReason.FINISH_REASON_STOP,
@@ -42,7 +42,7 @@ _FINISH = {
 
 
 class ChatService(chat_pb2_grpc.ChatServiceServicer):
-    """Validate → admit → pin a version → sample and stream → record."""
+    """Validate → admit → pin a version → wait for a place → sample and stream → record."""
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         outbox: Outbox,
         metrics: ServerMetrics,
     ) -> None:
+        self.admission = Admission(settings, lambda: engine.healthy, metrics)
         self._settings = settings
         self._engine = engine
         self._template = template
@@ -64,12 +65,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         self._pseudonym = pseudonym
         self._outbox = outbox
         self._metrics = metrics
-        self.admitted = 0
-        """Requests running or waiting."""
-        self._draining = False
         self._silent_until = 0.0
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     async def StreamChat(  # type: ignore[override]  # a coroutine that writes: see below
         self, request: StreamChatRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -88,7 +84,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         response_id = uuid.uuid4().hex
         # What stays with one side of a canary: the conversation; without its name, the user; without both, nothing.
         conversation = request.conversation_id or user or response_id
-        with self._admission(), self._router.pin(request.policy_version, conversation) as version:
+        with self.admission.enter(user) as place, self._router.pin(request.policy_version, conversation) as version:
             # In a thread: a long conversation takes long, and all other streams would stand still.
             prompt = await asyncio.to_thread(self._template.encode, request.messages)
             room = self._settings.max_context - sampling.max_tokens
@@ -96,80 +92,47 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
                 raise invalid(
                     "messages", f"have {len(prompt)} tokens; with max_tokens = {sampling.max_tokens} the most is {room}"
                 )
+            place.reserve(len(prompt) + sampling.max_tokens)
+            await place.turn()
             # Who does not want a reply to be learnt from has nothing to vote on.
             receipt = "" if request.unrecorded else self._receipts.issue(response_id, version.name, user)
             started = Started(receipt=receipt, policy_version=version.name, response_id=response_id)
-            await context.write(StreamChatResponse(started=started))
-            reply = _Reply(Generation(response_id, prompt, sampling, version), self._metrics)
+            reply = _Reply(Generation(response_id, prompt, sampling, version), self._metrics, place.since)
             try:
                 # Bounds each wait, for the engine's next token and for a caller that does not read.
-                async with (
-                    asyncio.timeout(_STALL_SECONDS) as patience,
-                    aclosing(self._engine.generate(reply.generation)) as stream,
-                ):
-                    async for tokens in stream:
-                        reply.add(tokens)
-                        await context.write(_delta(tokens, request.logprobs))
-                        patience.reschedule(asyncio.get_running_loop().time() + _STALL_SECONDS)
+                async with asyncio.timeout(_STALL_SECONDS) as patience:
+                    await context.write(StreamChatResponse(started=started))
+                    try:
+                        async with aclosing(self._engine.generate(reply.generation)) as stream:
+                            async for tokens in stream:
+                                reply.add(tokens)
+                                await context.write(_delta(tokens, request.logprobs))
+                                patience.reschedule(asyncio.get_running_loop().time() + _STALL_SECONDS)
+                    except EngineError as error:
+                        reply.finish_reason = FinishReason.FINISH_REASON_ERROR
+                        log.error("reply %s of %s failed: %s", response_id, version.name, error)
+                        raise Refusal(
+                            grpc.StatusCode.UNAVAILABLE,
+                            "the engine failed; please try again",
+                            retry_after=RESTART_SECONDS,
+                        ) from error
+                    finally:
+                        # Also when the caller went away: what was sampled until then was sampled.
+                        place.spent = len(prompt) + len(reply.token_ids)
+                        reply.end()
+                        if not request.unrecorded:
+                            self._record(reply, request.conversation_id, user, pinned=bool(request.policy_version))
+                    finished = Finished(
+                        finish_reason=reply.finish_reason,
+                        prompt_tokens=len(prompt),
+                        completion_tokens=len(reply.token_ids),
+                    )
+                    await context.write(StreamChatResponse(finished=finished))
             except TimeoutError as error:
                 raise Refusal(
                     grpc.StatusCode.DEADLINE_EXCEEDED,
                     f"nothing moved for {_STALL_SECONDS:g} s: no token was sampled, or none was read",
                 ) from error
-            except EngineError as error:
-                reply.finish_reason = FinishReason.FINISH_REASON_ERROR
-                log.error("reply %s of %s failed: %s", response_id, version.name, error)
-                raise Refusal(
-                    grpc.StatusCode.UNAVAILABLE, "the engine failed; please try again", retry_after=_RESTART_SECONDS
-                ) from error
-            finally:
-                # Also when the caller went away: what was sampled until then was sampled.
-                reply.end()
-                if not request.unrecorded:
-                    self._record(reply, request.conversation_id, user, pinned=bool(request.policy_version))
-            finished = Finished(
-                finish_reason=reply.finish_reason,
-                prompt_tokens=len(prompt),
-                completion_tokens=len(reply.token_ids),
-            )
-            await context.write(StreamChatResponse(finished=finished))
-
-    @contextmanager
-    def _admission(self) -> Iterator[None]:
-        """A place in the engine or in its queue.
-
-        Raises Refusal, at once: RESOURCE_EXHAUSTED if all places are taken, UNAVAILABLE while draining, or
-        while the engine is down.
-        """
-        if self._draining:
-            raise Refusal(grpc.StatusCode.UNAVAILABLE, "this server is stopping; please try another", retry_after=1.0)
-        if self.admitted >= self._settings.max_running + self._settings.max_waiting:
-            self._metrics.requests_refused.inc()
-            raise Refusal(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{self.admitted} requests are running or waiting here; try again in a second",
-                retry_after=1.0,
-            )
-        if not self._engine.healthy:
-            raise Refusal(
-                grpc.StatusCode.UNAVAILABLE,
-                "the engine is being restarted; please try again, or try another server",
-                retry_after=_RESTART_SECONDS,
-            )
-        self.admitted += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self.admitted -= 1
-            if not self.admitted:
-                self._idle.set()
-
-    async def drain(self, seconds: float) -> None:
-        """Refuse new requests from now on, and wait up to `seconds` for the admitted ones to end."""
-        self._draining = True
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), seconds)
 
     def _record(self, reply: _Reply, conversation_id: str, user: str, *, pinned: bool) -> None:
         if not reply.token_ids:
@@ -227,7 +190,8 @@ def _delta(tokens: Tokens, with_logprobs: bool) -> StreamChatResponse:
 class _Reply:
     """One reply while it is sampled: what was sampled, and the clock on it."""
 
-    def __init__(self, generation: Generation, metrics: ServerMetrics) -> None:
+    def __init__(self, generation: Generation, metrics: ServerMetrics, admitted_at: float) -> None:
+        """admitted_at: by time.perf_counter."""
         self.generation = generation
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
@@ -235,16 +199,13 @@ class _Reply:
         self.started_at = Timestamp()
         self.started_at.GetCurrentTime()
         self._metrics = metrics
-        self.admitted_at = self._last_at = time.perf_counter()
-        metrics.requests_waiting.inc()
+        self.admitted_at = self._last_at = admitted_at
 
     def add(self, tokens: Tokens) -> None:
         now = time.perf_counter()
         version = self.generation.version.name
         if not self.token_ids:
             self._metrics.time_to_first_token.labels(version).observe(now - self.admitted_at)
-            self._metrics.requests_waiting.dec()
-            self._metrics.requests_running.inc()
         else:
             count = max(1, len(tokens.token_ids))
             latency = self._metrics.inter_token_latency.labels(version)
@@ -258,7 +219,6 @@ class _Reply:
 
     def end(self) -> None:
         version: PolicyVersion = self.generation.version
-        (self._metrics.requests_running if self.token_ids else self._metrics.requests_waiting).dec()
         self._metrics.prompt_tokens.inc(len(self.generation.prompt_token_ids))
         self._metrics.generation_tokens.labels(version.name).inc(len(self.token_ids))
         self._metrics.e2e_request_latency.labels(version.name).observe(time.perf_counter() - self.admitted_at)

@@ -73,8 +73,31 @@ class ServerSettings(Settings):
     """Strings before which a reply ends when the request names none, as a JSON list."""
     max_running: int = Field(default=16, ge=1)
     """Replies that are sampled at once."""
-    max_waiting: int = Field(default=64, ge=0)
+    max_waiting: int = Field(default=16, ge=0)
     """Requests that may wait for their turn; one more is refused with RESOURCE_EXHAUSTED."""
+    max_requests_per_caller: int = Field(default=0, ge=0)
+    """Requests that one caller (an API key or a client certificate) may have running and waiting; 0: no limit."""
+    max_requests_per_user: int = Field(default=0, ge=0)
+    """Requests that one user of a caller may have running and waiting; 0: no limit."""
+    tokens_per_minute_per_caller: int = Field(default=0, ge=0)
+    """Tokens of prompts and replies that one caller may use a minute; 0: no limit."""
+    tokens_per_minute_per_user: int = Field(default=0, ge=0)
+    """Tokens of prompts and replies that one user of a caller may use a minute; 0: no limit."""
+    feedback_per_minute_per_caller: int = Field(default=0, ge=0)
+    """Statements that one caller may make a minute; past it single ones are refused, streams slow down. 0: no limit."""
+    max_feedback_streams: int = Field(default=64, ge=1)
+    """StreamFeedback calls at once."""
+    max_watchers: int = Field(default=64, ge=1)
+    """WatchPolicies calls at once."""
+    max_calls: int = Field(default=2048, ge=1)
+    """Calls of all kinds at once; the last line, at which gRPC itself refuses."""
+    max_connection_age: float = Field(default=3600.0, ge=0)
+    """Seconds after which a connection takes no new calls and its client makes another one, so that load spreads over
+    servers that were added meanwhile; 0: never."""
+    max_connection_age_grace: float = Field(default=600.0, gt=0)
+    """Seconds that calls still running on such a connection have before they are cut; longer than any reply takes."""
+    keepalive: float = Field(default=30.0, ge=1)
+    """Seconds of silence after which a client is asked whether it is still there; it has a third of them to answer."""
     max_versions: int = Field(default=4, ge=2)
     """Adapters kept loaded at once: the stable one, the canary, the one before, and those whose streams still run."""
     max_lora_rank: Literal[8, 16, 32, 64] = 16

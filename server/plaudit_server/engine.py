@@ -115,7 +115,7 @@ class Engine(ABC):
 
     @abstractmethod
     async def stop(self) -> None:
-        """Free everything. Generations still running end with EngineError."""
+        """Free everything. Generations still running, and a start that is under way, end with EngineError."""
 
     @property
     @abstractmethod

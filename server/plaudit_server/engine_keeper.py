@@ -45,7 +45,7 @@ class KeptEngine(Engine):
 
     async def start(self) -> None:
         """Start the engine for the first time; what fails then is the caller's to deal with."""
-        await self._engine.start()
+        await self._begin()
         self._say(up=True)
 
     async def run(self, tell: Callable[[bool], Awaitable[None]]) -> None:
@@ -100,12 +100,13 @@ class KeptEngine(Engine):
             await self._engine.unload(version)
 
     async def stop(self) -> None:
-        """Stop it; one that is just being started is let finish first, so that nothing of it is left behind."""
+        """Stop it, also while it is being started; nothing of it is left behind."""
         self._up = False
+        await self._engine.stop()
         if self._starting is not None:
             with suppress(*_START_FAILURES):
                 await self._starting
-        await self._engine.stop()
+        await self._engine.stop()  # if it had just started
 
     @property
     def healthy(self) -> bool:
@@ -121,8 +122,7 @@ class KeptEngine(Engine):
         log.warning("restarting the engine: attempt %d of %d", number, self._attempts)
         try:
             await self._engine.stop()
-            self._starting = asyncio.create_task(self._engine.start())
-            await asyncio.shield(self._starting)  # cancelled half-way, its child processes would be nobody's
+            await self._begin()
             for version in self._loaded.values():
                 await self._engine.load(version)
         except _START_FAILURES as error:
@@ -132,6 +132,10 @@ class KeptEngine(Engine):
         self._metrics.engine_restarts.labels("up").inc()
         self._say(up=True)
         log.info("the engine is back, with %s", ", ".join(["v0", *self._loaded]))
+
+    async def _begin(self) -> None:
+        self._starting = asyncio.create_task(self._engine.start())
+        await asyncio.shield(self._starting)  # cancelled half-way, its child processes would be nobody's
 
     def _say(self, *, up: bool) -> None:
         self._up = up

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -21,6 +21,9 @@ from plaudit.v1.feedback_pb2 import (
     SubmitFeedbackResponse,
     Thumb,
 )
+from plaudit_server import caller
+from plaudit_server.allowance import Allowance
+from plaudit_server.config import ServerSettings
 from plaudit_server.feedback_stream import FeedbackStream
 from plaudit_server.metrics import ServerMetrics
 from plaudit_server.outbox import Outbox, durable
@@ -28,6 +31,7 @@ from plaudit_server.receipts import Receipts
 from plaudit_server.refusal import Refusal, invalid
 from plaudit_server.validation import check_identifier, check_text
 
+_STREAM_SECONDS = 5.0  # until one of many streams may have ended: nobody knows
 _VERDICTS = "thumb, rating, preference or comment"
 
 
@@ -39,13 +43,15 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         receipts: Receipts,
         pseudonym: Callable[[str], str],
         outbox: Outbox,
-        aspects: Sequence[str],
+        settings: ServerSettings,
         metrics: ServerMetrics,
     ) -> None:
         self._receipts = receipts
         self._pseudonym = pseudonym
         self._outbox = outbox
-        self._aspects = aspects
+        self._aspects = settings.aspects
+        self._rate = Allowance(settings.feedback_per_minute_per_caller)
+        self._max_streams = settings.max_feedback_streams
         self._metrics = metrics
         self._streams: set[FeedbackStream] = set()
         self._stopping = False
@@ -54,12 +60,14 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         self, request: SubmitFeedbackRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> SubmitFeedbackResponse:
         """See feedback.proto."""
+        self._check_rate()
         return SubmitFeedbackResponse(durability=await self._append(self._submitted(request)))
 
     async def RetractFeedback(
         self, request: RetractFeedbackRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> RetractFeedbackResponse:
         """See feedback.proto."""
+        self._check_rate()
         return RetractFeedbackResponse(durability=await self._append(self._retracted(request)))
 
     async def StreamFeedback(  # type: ignore[override]  # a coroutine that writes: see chat.py
@@ -68,7 +76,13 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         """See feedback.proto."""
         if self._stopping:
             raise Refusal(grpc.StatusCode.UNAVAILABLE, "this server is stopping; please try another", retry_after=1.0)
-        stream = FeedbackStream(self._accept, context.write)
+        if len(self._streams) >= self._max_streams:
+            raise Refusal(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{len(self._streams)} streams of feedback run here, the most that this server takes",
+                retry_after=_STREAM_SECONDS,
+            )
+        stream = FeedbackStream(self._accept, context.write, self._wait)
         self._streams.add(stream)
         try:
             await stream.run(request_iterator)
@@ -80,6 +94,19 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         self._stopping = True
         for stream in self._streams:
             stream.stop()
+
+    def _wait(self) -> float:
+        """0: the caller may say one thing more, which is counted now; else the seconds until it may."""
+        return self._rate.take(caller.current.get().name, 1)
+
+    def _check_rate(self) -> None:
+        wait = self._wait()
+        if wait:
+            raise Refusal(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"this caller has made its {self._rate.per_minute:,} statements a minute; try again in {wait:.1f} s",
+                retry_after=wait,
+            )
 
     def _accept(self, request: StreamFeedbackRequest) -> asyncio.Task[Durability.ValueType]:
         """One statement of a stream, on its way. Raises Refusal; a field is named as in the statement itself."""

@@ -27,15 +27,19 @@ Settling: TypeAlias = "asyncio.Task[Durability.ValueType] | Refusal"
 
 
 class FeedbackStream:
-    """One stream. `accept` begins with a statement, and raises Refusal for one that is wrong."""
+    """One stream. `accept` begins with a statement, and raises Refusal for one that is wrong; `wait` says how many
+    seconds are to pass before it may, and 0 once.
+    """
 
     def __init__(
         self,
         accept: Callable[[StreamFeedbackRequest], asyncio.Task[Durability.ValueType]],
         write: Callable[[StreamFeedbackResponse], Awaitable[None]],
+        wait: Callable[[], float],
     ) -> None:
         self._accept = accept
         self._write = write
+        self._wait = wait
         self._room = asyncio.Semaphore(IN_FLIGHT)
         self._begun: asyncio.Queue[Settling | None] = asyncio.Queue()
         self._answer = StreamFeedbackResponse()
@@ -74,6 +78,8 @@ class FeedbackStream:
         try:
             async for request in requests:
                 await self._room.acquire()
+                while seconds := self._wait():  # noqa: ASYNC110 - other streams of this caller may be faster
+                    await asyncio.sleep(seconds)
                 try:
                     self._begun.put_nowait(self._accept(request))
                 except Refusal as refusal:

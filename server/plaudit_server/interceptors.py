@@ -4,6 +4,7 @@ nobody sees a stack trace.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import traceback
@@ -131,4 +132,8 @@ def _internal(method: str, error: Exception) -> status_pb2.Status:
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], status: status_pb2.Status) -> None:
     rich = rpc_status.to_status(status)
-    await context.abort(rich.code, rich.details, tuple(rich.trailing_metadata))
+    try:
+        await context.abort(rich.code, rich.details, tuple(rich.trailing_metadata))
+    except grpc.aio.InternalError as error:
+        # A message stands before the status, and the caller does not read it: the call can only be reset.
+        raise asyncio.CancelledError from error

@@ -37,16 +37,20 @@ class ServerMetrics:
             registry=registry,
         )
         self.requests_running = Gauge(
-            "plaudit_requests_running", "Replies whose first token is out and whose last is not.", registry=registry
+            "plaudit_requests_running", "Requests that have a place in the engine.", registry=registry
         )
         self.requests_waiting = Gauge(
-            "plaudit_requests_waiting", "Requests admitted whose first token is not out.", registry=registry
+            "plaudit_requests_waiting", "Requests that wait for a place in the engine.", registry=registry
         )
         self.requests = Counter(
             "plaudit_requests", "Replies ended, by how.", ["policy_version", "finish_reason"], registry=registry
         )
         self.requests_refused = Counter(
-            "plaudit_requests_refused", "Requests refused because the queue was full.", registry=registry
+            "plaudit_requests_refused",
+            "Requests that got no place in the engine, by why: queue (it was full), caller_requests, user_requests, "
+            "caller_tokens, user_tokens (a limit), left (the caller went away, or its deadline passed).",
+            ["why"],
+            registry=registry,
         )
         self.prompt_tokens = Counter("plaudit_prompt_tokens", "Tokens read.", registry=registry)
         self.generation_tokens = Counter(

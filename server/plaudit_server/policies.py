@@ -39,10 +39,12 @@ _FOLLOW_SECONDS = 30.0
 class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
     """Reads the fold, writes the log, and answers once this server has followed."""
 
-    def __init__(self, event_log: EventLog, follower: Follower, router: Router) -> None:
+    def __init__(self, event_log: EventLog, follower: Follower, router: Router, max_watchers: int) -> None:
         self._log = event_log
         self._follower = follower
         self._router = router
+        self._max_watchers = max_watchers
+        self._watchers = 0
         self._stopping = False
 
     async def ListPolicies(
@@ -104,6 +106,19 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         self, request: WatchPoliciesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
         """See policy.proto."""
+        if self._watchers >= self._max_watchers:
+            raise Refusal(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{self._watchers} watch already, the most that this server takes; look with ListPolicies instead",
+                retry_after=_FOLLOW_SECONDS,
+            )
+        self._watchers += 1
+        try:
+            await self._watch(context)
+        finally:
+            self._watchers -= 1
+
+    async def _watch(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         shown: dict[str, Policy] = {}
         while not self._stopping:
             releases = self._follower.releases

@@ -24,7 +24,7 @@ from plaudit.v1 import (
     privacy_pb2,
     privacy_pb2_grpc,
 )
-from plaudit_server import wire
+from plaudit_server import connections, wire
 from plaudit_server.chat import ChatService
 from plaudit_server.config import ServerSettings
 from plaudit_server.feedback import FeedbackService
@@ -68,9 +68,7 @@ class Rpc:
         self._chats = True
         self._listening = False
         addresses = Addresses(settings.listen, settings.control_listen)
-        public, control = (
-            _Port(*place, guard, wire.options(settings)) for place in zip(addresses, credentials, strict=True)
-        )
+        public, control = (_Port(*place, guard, settings) for place in zip(addresses, credentials, strict=True))
         self._ports = (public, control)
         public.add(chat_pb2.DESCRIPTOR, chat_pb2_grpc.add_ChatServiceServicer_to_server, chat)
         public.add(feedback_pb2.DESCRIPTOR, feedback_pb2_grpc.add_FeedbackServiceServicer_to_server, feedback)
@@ -80,7 +78,7 @@ class Rpc:
     @property
     def running(self) -> int:
         """Streams that have not ended."""
-        return self._chat.admitted
+        return self._chat.admission.admitted
 
     async def start(self) -> Addresses:
         """Listen, and say SERVING; returns where. Raises OSError if it cannot listen there."""
@@ -97,7 +95,7 @@ class Rpc:
         for port in self._ports:
             await port.health.enter_graceful_shutdown()
         await self._policies.stop()
-        await self._chat.drain(drain_seconds)
+        await self._chat.admission.drain(drain_seconds)
         self._feedback.stop()
         await asyncio.gather(*(port.server.stop(_CLOSE_SECONDS) for port in self._ports))
 
@@ -121,13 +119,17 @@ class _Port:
         address: str,
         credentials: grpc.ServerCredentials | None,
         guard: Guard,
-        options: Sequence[tuple[str, int]],
+        settings: ServerSettings,
     ) -> None:
         self._address = address
         self._credentials = credentials
         self._services: list[str] = []
         self.health = health.aio.HealthServicer()
-        self.server = grpc.aio.server(interceptors=[guard], options=[*options, ("grpc.so_reuseport", 0)])
+        self.server = grpc.aio.server(
+            interceptors=[guard],
+            options=[*wire.options(settings), *connections.options(settings), ("grpc.so_reuseport", 0)],
+            maximum_concurrent_rpcs=settings.max_calls,
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
 
     def add(self, file: FileDescriptor, register: Callable[[S, grpc.aio.Server], None], servicer: S) -> None:

@@ -68,8 +68,10 @@ class TorchEngine(Engine):
         """Load the model in a thread, start the loop, sample two tokens."""
         self._worker = ThreadPoolExecutor(1, "torch-step", initializer=_limit_threads)
         self._loader = ThreadPoolExecutor(1, "torch-load", initializer=_limit_threads)
-        await asyncio.get_running_loop().run_in_executor(self._loader, self._load_base)
         self._stopping = False
+        await asyncio.get_running_loop().run_in_executor(self._loader, self._load_base)
+        if self._stopping:
+            raise EngineError("the engine was stopped while it started")
         self._loop = asyncio.create_task(self._run())
         warm_up = Generation("warm-up", (0,), Sampling(0.0, 1.0, 2, None, ()), PolicyVersion("v0", None))
         async for _ in self.generate(warm_up):
@@ -113,9 +115,9 @@ class TorchEngine(Engine):
 
     async def stop(self) -> None:
         """Wait for the step that runs, then end what is left."""
+        self._stopping = True
         if self._loop is None:
             return
-        self._stopping = True
         self._work.set()
         await asyncio.wait([self._loop])
         self._loop = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import multiprocessing
 import os
 from collections.abc import AsyncGenerator, Awaitable
 from pathlib import Path
@@ -22,6 +23,7 @@ T = TypeVar("T")
 
 _CALL_SECONDS = 30.0  # measured: 0.04 to 0.3 s, and some calls to an engine that has died never return
 _EXIT_SECONDS = 20.0  # measured: 5 s on a busy machine; then it is killed
+_LOOK_SECONDS = 0.1
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM allows as max_lora_rank
 
 
@@ -52,6 +54,7 @@ class VllmEngine(Engine):
         self._dtype = dtype
         self._engine: Any = None
         self._adapters: dict[str, Any] = {}  # LoRARequest by version; None for v0
+        self._launching: asyncio.Task[None] | None = None
         self._loading = asyncio.Lock()
         self._numbers = itertools.count()
         self._open: set[str] = set()
@@ -60,10 +63,15 @@ class VllmEngine(Engine):
         """Start the child processes (20 to 60 s on a CPU) and sample two tokens; raises EngineError if that fails."""
         self._maker = ReplyMaker(self._path, self._max_context)
         self._linears = linear_shapes(self._path)
+        self._stopping = False
+        self._not_ours = set(multiprocessing.active_children())
+        self._launching = asyncio.create_task(asyncio.to_thread(self._launch))
         try:
-            await asyncio.to_thread(self._launch)
+            await self._launching
         except Exception as error:
             raise EngineError(f"vLLM did not start: {error}") from error
+        finally:
+            self._launching = None
         self._adapters["v0"] = None
         warm_up = Generation("warm-up", (0,), Sampling(0.0, 1.0, 2, None, ()), PolicyVersion("v0", None))
         async for _ in self.generate(warm_up):
@@ -77,6 +85,8 @@ class VllmEngine(Engine):
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        if self._stopping:
+            raise EngineError("stopped while it started")
         # Not returned: frames of this thread outlive the call in tracebacks that vLLM keeps, and would keep the engine.
         self._engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
@@ -160,6 +170,9 @@ class VllmEngine(Engine):
 
     async def stop(self) -> None:
         """Abort what runs and end the child processes (seconds)."""
+        self._stopping = True
+        if self._launching is not None:
+            await self._abandon(self._launching)
         engine, self._engine = self._engine, None
         if engine is None:
             return
@@ -173,6 +186,13 @@ class VllmEngine(Engine):
             await asyncio.to_thread(engine.shutdown, _EXIT_SECONDS)
             del engine
             gc.collect()  # it is part of a cycle, and complains if it is only collected when the interpreter exits
+
+    async def _abandon(self, launching: asyncio.Task[None]) -> None:
+        """End a launch: vLLM gives up when its child process dies. It would only note a gentler signal meanwhile."""
+        while not launching.done():
+            for child in set(multiprocessing.active_children()) - self._not_ours:
+                child.kill()
+            await asyncio.wait({launching}, timeout=_LOOK_SECONDS)
 
     @property
     def healthy(self) -> bool:

@@ -214,6 +214,18 @@ async def test_a_server_that_stops_while_its_engine_restarts_leaves_nothing_behi
     assert engines[0]._loop is None, "stopped after it had started"
 
 
+async def test_a_server_that_is_stopped_while_its_engine_starts_leaves_nothing_behind(
+    deployment: Deployment, engines: list[Any]
+) -> None:
+    stop = asyncio.Event()
+    running = asyncio.create_task(app.run(deployment.settings(), stop))
+    await until(lambda: engines and engines[0].starts == 1)
+    stop.set()
+    await running
+    assert not engines[0].healthy
+    assert engines[0]._loop is None
+
+
 @pytest.fixture
 def collected() -> Iterator[None]:
     """What the log that pytest keeps holds of an engine that died is gone before the test is."""

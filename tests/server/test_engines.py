@@ -15,6 +15,7 @@ import shutil
 import signal
 import warnings
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -306,6 +307,43 @@ async def test_a_cancelled_consumer_frees_its_slot(ask: Asker, reference: Refere
     assert all(isinstance(result, asyncio.CancelledError) for result in results)
     assert ask.engine.running == 0
     assert await ask.ids("Hello", max_tokens=4) == reference.greedy(V0, "Hello", 4)
+
+
+async def test_a_deadline_frees_a_slot_within_a_token(ask: Asker, reference: Reference) -> None:
+    """Of one that runs, and of one that waits; counted in the tokens that another stream gets meanwhile."""
+    count = 0
+
+    async def consume(first: asyncio.Event, seconds: float | None = None) -> None:
+        nonlocal count
+        request = ask.generation("Hello", reference.endless, max_tokens=900)
+        async with asyncio.timeout(seconds), aclosing(ask.engine.generate(request)) as stream:
+            async for _ in stream:
+                first.set()
+                count += first is begun[0]
+
+    begun = [asyncio.Event() for _ in range(MAX_RUNNING)]
+    running = [asyncio.create_task(consume(event)) for event in begun[:-1]]
+    for event in begun[:-1]:
+        await event.wait()
+    timely = asyncio.create_task(consume(begun[-1], 0.3))
+    await begun[-1].wait()
+    impatient = asyncio.create_task(consume(asyncio.Event(), 0.1))
+    patient_begins = asyncio.Event()
+    patient = asyncio.create_task(consume(patient_begins))
+    await asyncio.wait({impatient})
+    assert isinstance(impatient.exception(), TimeoutError)
+    assert not patient_begins.is_set(), "all slots are taken"
+    assert ask.engine.running == MAX_RUNNING + 1
+    await asyncio.wait({timely})
+    assert isinstance(timely.exception(), TimeoutError)
+    before = count
+    await patient_begins.wait()
+    assert count - before <= 8, "a token, and what is on its way through queues and processes"
+    assert not any(task.done() for task in running), "it was the one whose deadline passed"
+    for task in (*running, patient):
+        task.cancel()
+    await asyncio.gather(*running, patient, return_exceptions=True)
+    assert ask.engine.running == 0
 
 
 async def test_a_request_that_could_outgrow_the_context_is_refused(ask: Asker) -> None:

@@ -185,7 +185,7 @@ async def test_the_server_reads_no_further_ahead_than_it_says() -> None:
 
     full = asyncio.Event()
 
-    running = asyncio.create_task(FeedbackStream(accept, answer).run(requests()))
+    running = asyncio.create_task(FeedbackStream(accept, answer, lambda: 0.0).run(requests()))
     async with asyncio.timeout(10):
         await full.wait()
         for _ in range(10):
