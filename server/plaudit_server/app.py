@@ -86,7 +86,6 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
 
     receipts = Receipts.from_file(settings.receipt_key_file, settings.receipt_lifetime)
     model = base_model.resolve(settings.model, settings.model_cache.expanduser())
-    fingerprint = await asyncio.to_thread(base_model.fingerprint, model)
     template = ChatTemplate(model)
     metrics = ServerMetrics(CollectorRegistry())
 
@@ -103,7 +102,7 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
         engine = KeptEngine(kept, attempts=settings.engine_restarts, metrics=metrics)
         down.push_async_callback(engine.stop)
         log.info("starting %s on %s", type(kept).__name__, model.name)
-        await engine.start()
+        _, fingerprint = await asyncio.gather(engine.start(), asyncio.to_thread(base_model.fingerprint, model))
         router = Router(PolicyVersion(name="v0", adapter=None))
         outbox = Outbox(event_log, settings.state_dir / "outbox.sqlite", limit=settings.outbox_limit, metrics=metrics)
         follower = Follower(
