@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import statistics
 import sys
 import tempfile
@@ -43,6 +44,7 @@ def main() -> int:
     rows = Rows(arguments.results / "start.jsonl")
     common = {"run": arguments.run, "size": arguments.size}
     if not arguments.table:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
         for repetition in range(arguments.repetitions):
             if rows.get(key := {**common, "repetition": repetition}) is None:
                 rows.add(key, asyncio.run(started(arguments.size, first=repetition % 2)))

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import statistics
 import sys
 import tempfile
@@ -61,6 +62,7 @@ def main() -> int:
         arguments.loads.remove("trace")
     rows = Rows(arguments.results / "stream.jsonl")
     if not arguments.table:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
         with tempfile.TemporaryDirectory() as temporary:
             data = arguments.data or Path(temporary) / "data"
             asyncio.run(Bench(arguments, rows, data).run())
