@@ -1,6 +1,6 @@
 """plaudit-server: puts the rooms together, runs them, and takes them down in order.
 
-start:  event log → engine (warm; meanwhile the model is hashed) → follower (stable version loaded) → gRPC, health SERVING
+start:  event log → engine (warm; the model is hashed meanwhile) → follower (stable version) → gRPC, health SERVING
 stop:   health NOT_SERVING → no new requests → running streams end → outbox flushed → engine
 """
 
