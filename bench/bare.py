@@ -29,6 +29,9 @@ from plaudit_server.vllm_engine import VllmEngine, sampling_params
 
 
 async def main() -> None:
+    # vLLM and its processes write to standard output, too: what is answered goes where they do not.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     settings = ServerSettings(**json.loads(sys.argv[1]))
     model = Path(settings.model)
     template = ChatTemplate(model)
@@ -50,7 +53,7 @@ async def main() -> None:
             heard.tokens += len(output.outputs[0].token_ids)
         return heard
 
-    print("ready", flush=True)
+    print("ready", file=answers)
     me = psutil.Process()
     while line := await asyncio.to_thread(sys.stdin.readline):
         asked: dict[str, Any] = json.loads(line)
@@ -61,7 +64,7 @@ async def main() -> None:
         }
         before = cpu(me)
         heard = await drive(load, lambda request: ask(request, prompts, asked["logprobs"]))  # noqa: B023
-        print(json.dumps(figures(heard, cpu(me) - before)), flush=True)
+        print(json.dumps(figures(heard, cpu(me) - before)), file=answers)
     await ours.stop()
 
 

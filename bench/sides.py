@@ -115,8 +115,7 @@ class Side(ABC):
         self.go_on()
         assert self._process is not None
         tree = list(self._tree())
-        with suppress(ProcessLookupError):
-            self._process.terminate()
+        self._end()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), _EXIT_SECONDS)
         for one in tree:  # what has not ended by itself
@@ -124,6 +123,12 @@ class Side(ABC):
                 one.kill()
 
     _answers = False
+
+    def _end(self) -> None:
+        """Ask it to end."""
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            self._process.terminate()
 
     async def ready(self) -> None:
         """Wait until it says of itself that it serves. Raises TimeoutError, and RuntimeError if it has ended."""
@@ -286,6 +291,11 @@ class Bare(Side):
         assert self._process is not None
         assert self._process.stdout is not None
         return (await self._process.stdout.readline()).startswith(b"ready")
+
+    def _end(self) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
     async def ask(self, request: Request) -> Heard:
         """Not one by one."""
