@@ -29,6 +29,7 @@ def main() -> None:
         max_new_tokens=task["max_new_tokens"],
         temperature=task["temperature"],
         kl_stop=1e6,
+        kl_budget=1e7,
     )
     config = AdapterConfig(rank=task["rank"], alpha=task["alpha"], layers=task["layers"])
     policy = Policy.load(Path(task["model"]), config=config)

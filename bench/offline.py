@@ -235,6 +235,7 @@ def learner_settings() -> LearnerSettings:
 def identity(lab: Lab) -> dict[str, Any]:
     """What every row follows from, whatever its method: model, prompts, sampling, the learner's defaults."""
     ours = lab.settings.model_dump(mode="json", include=set(_LEARNING))
+    ours |= asdict(lab.improve_settings(lab.settings.votes_for_kl_budget))
     digest = hashlib.sha256(repr((sorted(ours.items()), lab.train, lab.held_out)).encode()).hexdigest()[:12]
     return {"model": lab.model.name, "learner_and_prompts": digest, **asdict(lab.how)}
 

@@ -55,7 +55,7 @@ class LearnerSettings(Settings):
     """Distinct prompts in an update, with 4 replies each."""
     kl_budget: float = Field(default=3.0, gt=0)
     """How far the policy may go from the reference policy, once votes_for_kl_budget votes stand: KL per reply, in nats,
-    that the KL coefficient aims at. With fewer votes it is less, in proportion (docs/decisions/0009)."""
+    0.6 of which the KL coefficient aims at. With fewer votes it is less, in proportion (docs/decisions/0009, 0014)."""
     votes_for_kl_budget: int = Field(default=300, ge=1)
     """Votes from which on the whole KL budget may be spent."""
     learning_rate: float = Field(default=5e-4, gt=0)

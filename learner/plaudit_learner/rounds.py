@@ -31,7 +31,7 @@ LEAST_AUC = 0.55
 """A reward model that tells good from bad no better than this is not learnt from."""
 _HELD_OUT = 0.2
 _MOST_HELD_OUT = 48
-_KL_STOP = 0.85  # of the budget: what is undone must stand below the gate's bound, which is the budget
+_KL_TARGET, _KL_STOP = 0.6, 0.85  # of the budget, which is the gate's bound
 
 
 def told_apart(prompts: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[Prompts, Prompts]:
@@ -58,8 +58,9 @@ def aim(settings: LearnerSettings, votes: float, *, temperature: float, max_new_
         iterations=math.ceil(settings.iterations * math.sqrt(share)),
         prompts_per_iteration=settings.prompts_per_iteration,
         learning_rate=settings.learning_rate,
-        kl_budget=kl_budget,
+        kl_target=_KL_TARGET * kl_budget,
         kl_stop=_KL_STOP * kl_budget,
+        kl_budget=kl_budget,
         temperature=temperature,
         max_prompt_tokens=settings.max_prompt_tokens,
         max_new_tokens=min(max_new_tokens, settings.max_new_tokens),

@@ -42,10 +42,10 @@ async def plaudit(deployment: Deployment, *arguments: str, says: str = "") -> st
 
 async def test_chat_and_vote_with_the_packaged_model(tmp_path: Path) -> None:
     async with running(tmp_path) as deployment:
-        reply = deployment.clients[0].chat("What is the capital of France?", temperature=0.0, max_tokens=40)
+        reply = deployment.clients[0].chat("What is the capital city of Japan?", temperature=0.0, max_tokens=40)
         pieces = [piece async for piece in reply]
         assert len(pieces) > 3, "streamed, not sent in one piece"
-        assert "Paris" in reply.text
+        assert "Tokyo" in reply.text
 
         transcript = await plaudit(deployment, "chat", says="What is the capital of France?\n+\nr\n2\n/quit\n")
         assert "v0" in transcript

@@ -25,7 +25,7 @@ SETTINGS = ImproveSettings(
     prompts_per_iteration=8,
     minibatch_prompts=4,
     learning_rate=2e-3,
-    kl_budget=1.5,
+    kl_target=0.9,
     temperature=1.0,
     max_new_tokens=24,
 )

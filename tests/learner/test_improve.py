@@ -19,7 +19,7 @@ from plaudit_learner.ppo.rollouts import Rollout, sample
 from plaudit_learner.reward.model import RewardModel, Vote, fit
 
 SETTINGS = ImproveSettings(
-    iterations=15, prompts_per_iteration=24, learning_rate=2e-3, kl_budget=1.5, temperature=1.0, max_new_tokens=24
+    iterations=15, prompts_per_iteration=24, learning_rate=2e-3, kl_target=0.9, temperature=1.0, max_new_tokens=24
 )
 QUICK = dataclasses.replace(SETTINGS, iterations=2, prompts_per_iteration=8, minibatch_prompts=4)
 
@@ -128,7 +128,7 @@ def test_a_second_version_continues_from_the_first(tiny_model: Path, tmp_path: P
 def test_iteration_that_goes_too_far_is_undone(tiny_model: Path) -> None:
     policy = Policy.load(tiny_model)
     model = reward_model(policy)
-    settings = dataclasses.replace(QUICK, kl_budget=0.01, kl_stop=0.02, learning_rate=3e-2)
+    settings = dataclasses.replace(QUICK, kl_target=0.01, kl_stop=0.02, learning_rate=3e-2)
     before = policy.snapshot()
     result = improve(policy, model, prompts(20, 0), settings, seed=0)
     assert result.stopped is not None
@@ -146,7 +146,7 @@ def test_other_estimators_learn_too(tiny_model: Path, change: dict[str, Any]) ->
     result = improve(policy, model, prompts(80, 0), settings, seed=0)
     assert result.iterations[-1].reward > result.reference_reward + 0.2
     if "kl" in change:
-        held, reined = Policy.load(tiny_model), dataclasses.replace(settings, kl_budget=0.002)
+        held, reined = Policy.load(tiny_model), dataclasses.replace(settings, kl_target=0.002)
         assert improve(held, model, prompts(80, 0), reined, seed=0).iterations[-1].kl < 0.5 * result.iterations[-1].kl
 
 
@@ -175,7 +175,8 @@ def test_no_usable_prompt_is_refused(tiny_model: Path) -> None:
         ({"samples_per_prompt": 1}, "samples_per_prompt must be at least 2"),
         ({"iterations": 0}, "iterations must be at least 1"),
         ({"kl": "both"}, "kl is 'both': it must be loss or reward"),
-        ({"kl_budget": 0.0}, "kl_budget, kl_stop and temperature must be positive"),
+        ({"kl_target": 0.0}, "kl_target and temperature must be positive"),
+        ({"kl_stop": 5.0}, "kl_target must be below kl_stop, and that below kl_budget"),
     ],
 )
 def test_nonsense_settings_are_refused(change: dict[str, float], message: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from plaudit_learner.ppo.loss import (
     beta_from_budget,
+    beta_held,
     clipped_surrogate,
     gae,
     leave_one_out,
@@ -104,6 +105,18 @@ def test_beta_spends_its_budget_on_a_gaussian_reward() -> None:
     # Tilting a standard normal by exp(s x / beta) moves its mean to m = s / beta, at a KL of m^2 / 2.
     s, budget = 0.7, 1.2
     assert (s / beta_from_budget(s, budget)) ** 2 / 2 == pytest.approx(budget)
+
+
+def test_beta_is_held_by_hand() -> None:
+    assert beta_held(0.2, 3.0, 2.0) == pytest.approx(0.2 * 27 / 8)  # half as much again as was to be spent
+    assert beta_held(0.2, 9.0, 2.0) == pytest.approx(0.2 * 8)
+    assert beta_held(0.2, 0.1, 2.0) == 0.2  # on the way there: as derived
+
+    # The tilt of a reward of deviation 0.7 would rest at 4 times the target, for its coefficient is half as large.
+    at, beta = 8.0, beta_from_budget(0.7, 8.0)
+    for _ in range(200):
+        at += 0.1 * (0.7**2 / (2 * beta_held(beta, at, 2.0) ** 2) - at)
+    assert at == pytest.approx(2.0 * 4 ** (1 / 7))
 
 
 def test_the_kl_in_the_reward_by_hand() -> None:

@@ -25,6 +25,7 @@ from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.ppo.critic import Critic
 from plaudit_learner.ppo.loss import (
     beta_from_budget,
+    beta_held,
     gae,
     leave_one_out,
     masked_whiten,
@@ -48,6 +49,8 @@ from plaudit_learner.reward.model import RewardModel
 
 T = TypeVar("T")
 
+_SPENT = 0.25  # of the KL that the tilt would spend: where updates of a hundred replies come to rest (decision 14)
+
 __all__ = ["ImproveResult", "ImproveSettings", "IterationMetrics", "NothingToImproveError", "improve"]
 
 
@@ -57,7 +60,7 @@ class ImproveResult:
 
     iterations: list[IterationMetrics]
     beta: float
-    """The coefficient of the KL, in units of the score per nat."""
+    """The coefficient of the KL, in units of the score per nat, where the KL is not past its target."""
     s_within: float
     """Deviation of the reference's score among replies to one prompt."""
     reference_reward: float
@@ -187,7 +190,7 @@ class _Improvement:
     def result(self) -> ImproveResult:
         """How it went."""
         return ImproveResult(
-            self.done, self._beta, self._s_within, self._reference_reward, self.stopped, self._reward_model
+            self.done, self._derived_beta, self._s_within, self._reference_reward, self.stopped, self._reward_model
         )
 
     def state(self) -> dict[str, Any]:
@@ -229,8 +232,13 @@ class _Improvement:
         )
 
     @property
+    def _derived_beta(self) -> float:
+        return beta_from_budget(self._s_within, self._settings.kl_target / _SPENT)
+
+    @property
     def _beta(self) -> float:
-        return beta_from_budget(self._s_within, self._settings.kl_budget)
+        """Of the next update."""
+        return beta_held(self._derived_beta, self.done[-1].kl if self.done else 0.0, self._settings.kl_target)
 
     def _take(self, count: int) -> list[tuple[int, ...]]:
         self._taken += count

@@ -71,6 +71,21 @@ def beta_from_budget(s_within: float, kl_budget: float) -> float:
     return s_within / math.sqrt(2 * kl_budget)
 
 
+_STEEPEST = 2.0  # past twice the target an improvement ends anyway
+
+
+def beta_held(beta: float, kl: float, kl_target: float) -> float:
+    """The KL coefficient while a policy stands at `kl` (nats): steeply higher past `kl_target`, else as derived.
+
+    A function of where the policy stands, not a controller with a memory (Ziegler et al. 2019, §2.2): a round has a
+    dozen updates, each of which answers to a coefficient only over the next few, and a factor for each of them piled up
+    to ten times what was needed. Where the coefficient alone would let the KL rest at n times the target, it rests at
+    n^(1/7) times, as the KL goes by 1 / beta^2. Never lower than derived: what a reward is not worth at the price that
+    was derived for it is not to be bought.
+    """
+    return beta * float(min(max(1.0, kl / kl_target), _STEEPEST) ** 3)
+
+
 def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, trace: float) -> Tensor:
     """Generalised advantage estimation, undiscounted (Schulman et al. 2016, eq. 16, with gamma 1).
 

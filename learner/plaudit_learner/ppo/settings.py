@@ -27,14 +27,13 @@ class ImproveSettings:
     """Steps over which the learning rate rises: Adam's first ones go full length in every direction, noise included."""
     max_gradient_norm: float = 1.0
     """Longer gradients are shortened to this."""
-    kl_budget: float = 4.0
-    """Nats a reply, to the reference: the coefficient of the KL is set so that the optimum spends this much.
-
-    A few versions of noisy steps spend about a third of it: with 1.5 the policy came to rest at 0.6 nats, and the
-    second version had nowhere to go.
-    """
+    kl_target: float = 1.8
+    """Nats a reply, to the reference, that are to be spent: past it the coefficient of the KL rises."""
     kl_stop: float = 2.5
-    """Nats a reply: past this an iteration is undone and the improvement ends. Keep it below the gate's bound."""
+    """Nats a reply: past this an iteration is undone and the improvement ends."""
+    kl_budget: float = 3.0
+    """Nats a reply: the gate lets nothing pass beyond. What an update's replies say of the KL is off by a tenth and
+    more, so the two above stand well below."""
     trace: float | None = 0.9
     """Lambda of GAE with the critic. None: no critic, each reply against the others to its prompt (leave-one-out)."""
     kl: Literal["loss", "reward"] = "loss"
@@ -74,8 +73,10 @@ class ImproveSettings:
             raise ValueError("logged_share needs the critic (trace): a logged reply has no others to be judged against")
         if self.logged_share and self.kl == "reward":
             raise ValueError("logged_share needs kl to be loss: in the reward, it is of the policy that sampled")
-        if min(self.kl_budget, self.kl_stop, self.temperature) <= 0:
-            raise ValueError("kl_budget, kl_stop and temperature must be positive")
+        if min(self.kl_target, self.temperature) <= 0:
+            raise ValueError("kl_target and temperature must be positive")
+        if not self.kl_target < self.kl_stop < self.kl_budget:
+            raise ValueError("kl_target must be below kl_stop, and that below kl_budget")
 
     @property
     def steps(self) -> int:
