@@ -119,7 +119,7 @@ class Bench:
 
     def _load(self, name: str, repetition: int) -> Load:
         if name == "trace":
-            return replay(TRACE, repetition, 100)
+            return replay(TRACE, repetition, 60)
         callers = int(name)
         return steady(callers, repetition, max(6, round(callers * 1.5)), (24, 72))
 
