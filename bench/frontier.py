@@ -31,17 +31,13 @@ sys.path.insert(0, str(ROOT))
 from bench import tiny  # noqa: E402
 from bench.baselines import Training, kto, supervised  # noqa: E402
 from bench.offline import (  # noqa: E402
-    RESULTS,
     SEED_TASKS,
     Ballot,
     Clock,
     Lab,
-    Row,
-    Rows,
     Sampling,
     best_of,
     best_of_kl,
-    digest,
     identity,
     model_directory,
     paired,
@@ -49,6 +45,7 @@ from bench.offline import (  # noqa: E402
     turns,
 )
 from bench.report import report  # noqa: E402
+from bench.rows import RESULTS, Row, Rows, digest  # noqa: E402
 from plaudit_cli import personas  # noqa: E402
 from plaudit_cli.personas import Persona  # noqa: E402
 from plaudit_cli.prompts import read, split  # noqa: E402

@@ -31,8 +31,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench.offline import RESULTS, SEED_TASKS, model_directory  # noqa: E402
+from bench.offline import SEED_TASKS, model_directory  # noqa: E402
 from bench.report import report  # noqa: E402
+from bench.rows import RESULTS  # noqa: E402
 from plaudit_cli.prompts import read, user  # noqa: E402
 from plaudit_learner.template import ChatTemplate, Message  # noqa: E402
 

@@ -11,12 +11,11 @@ Shapes: P prompts, K replies to each.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import random
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +40,8 @@ from plaudit_learner.reward.model import RewardModel, Vote, fit
 from plaudit_learner.template import ChatTemplate, Message
 
 Tokens = tuple[int, ...]
-Row = dict[str, Any]
 
 SEED_TASKS = Path(__file__).parents[2] / "shared" / "data" / "self-instruct-seed" / "seed_tasks.jsonl"
-RESULTS = Path(__file__).parent / "results"
 MEASURED = ("relevance", "openings", "phrases", "entropy", "length", "cut_off", "loops")
 _LEARNING = (
     *("iterations", "prompts_per_iteration", "learning_rate", "kl_budget", "votes_for_kl_budget"),
@@ -218,39 +215,6 @@ class _Topics(Transcript):
         return self.first.get(tuple(prompt)) or super().question(prompt)
 
 
-class Rows:
-    """A file of rows, one a line, each found again by its key."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        lines = file.read_text().splitlines() if file.exists() else []
-        self._rows: dict[str, Row] = {}
-        for line in lines:
-            try:
-                row = json.loads(line)
-                self._rows[_name(row["key"])] = row
-            except (ValueError, KeyError):  # cut off while it was written: computed again
-                continue
-
-    def get(self, key: Mapping[str, Any]) -> Row | None:
-        """The row of that very key."""
-        return self._rows.get(_name(key))
-
-    def matching(self, key: Mapping[str, Any]) -> list[Row]:
-        """All rows whose key says this, and more, in their order."""
-        return [row for row in self._rows.values() if key.items() <= row["key"].items()]
-
-    def add(self, key: Mapping[str, Any], figures: Mapping[str, Any]) -> Row:
-        """Keep a row; it is on the disk when this returns."""
-        row = {"key": dict(key), **figures}
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        torn = self._file.exists() and not self._file.read_bytes().endswith(b"\n") and self._file.stat().st_size > 0
-        with self._file.open("a") as out:
-            out.write(("\n" if torn else "") + json.dumps(row) + "\n")
-        self._rows[_name(key)] = row
-        return row
-
-
 class Clock:
     """CPU seconds of this process, all its threads."""
 
@@ -309,11 +273,6 @@ def best_of_kl(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def digest(key: Mapping[str, Any]) -> str:
-    """A short name of a key, for a file."""
-    return hashlib.sha256(_name(key).encode()).hexdigest()[:16]
-
-
 def paired(values_P: Sequence[float], base_P: Sequence[float]) -> tuple[float, float]:
     """Mean difference over prompts, and its standard error."""
     difference_P = [value - base for value, base in zip(values_P, base_P, strict=True)]
@@ -323,7 +282,3 @@ def paired(values_P: Sequence[float], base_P: Sequence[float]) -> tuple[float, f
 def rounded(values: Tensor) -> list[float]:
     """As a row keeps them."""
     return [round(value, 5) for value in values.tolist()]
-
-
-def _name(key: Mapping[str, Any]) -> str:
-    return json.dumps(key, sort_keys=True)

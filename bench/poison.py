@@ -42,20 +42,18 @@ sys.path.insert(0, str(ROOT))
 
 from bench import tiny  # noqa: E402
 from bench.offline import (  # noqa: E402
-    RESULTS,
     SEED_TASKS,
     Clock,
     Lab,
-    Rows,
     Sampling,
     Tokens,
     best_of,
-    digest,
     identity,
     model_directory,
     turns,
 )
 from bench.report import report  # noqa: E402
+from bench.rows import RESULTS, Rows, digest  # noqa: E402
 from plaudit_cli import personas  # noqa: E402
 from plaudit_cli.personas import Persona  # noqa: E402
 from plaudit_cli.prompts import read, split  # noqa: E402

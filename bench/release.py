@@ -38,8 +38,9 @@ import torch  # noqa: E402
 from prometheus_client import CollectorRegistry  # noqa: E402
 
 from bench import harmful, tiny  # noqa: E402
-from bench.offline import RESULTS, SEED_TASKS, Row, Rows, digest, model_directory  # noqa: E402
+from bench.offline import SEED_TASKS, model_directory  # noqa: E402
 from bench.report import report  # noqa: E402
+from bench.rows import RESULTS, Row, Rows, digest  # noqa: E402
 from plaudit.events import FEEDBACK, INTERACTIONS, POLICIES, Record, open_log  # noqa: E402
 from plaudit.v1.events_pb2 import Feedback, Interaction, PolicyEvent  # noqa: E402
 from plaudit.v1.feedback_pb2 import Thumb  # noqa: E402

@@ -34,20 +34,17 @@ sys.path.insert(0, str(ROOT))
 from bench import ours  # noqa: E402
 from bench.baselines import GRID, Training, kto, supervised  # noqa: E402
 from bench.offline import (  # noqa: E402
-    RESULTS,
     SEED_TASKS,
     Clock,
     Lab,
-    Row,
-    Rows,
     Sampling,
     best_of_kl,
-    digest,
     identity,
     model_directory,
     paired,
 )
 from bench.report import report  # noqa: E402
+from bench.rows import RESULTS, Row, Rows, digest  # noqa: E402
 from plaudit_cli import personas  # noqa: E402
 from plaudit_cli.prompts import Prompt, read, user  # noqa: E402
 from plaudit_learner.policy import Policy  # noqa: E402

@@ -1,6 +1,6 @@
 """plaudit-server: puts the rooms together, runs them, and takes them down in order.
 
-start:  engine (warm) → event log → follower (stable version loaded) → gRPC, health SERVING
+start:  event log → engine (warm; the model is hashed meanwhile) → follower (stable version) → gRPC, health SERVING
 stop:   health NOT_SERVING → no new requests → running streams end → outbox flushed → engine
 """
 
@@ -99,7 +99,6 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
     authentication = Authentication.from_settings(settings, metrics)
     credentials = [tls.credentials(settings, metrics) for _ in Addresses._fields]
     model = base_model.resolve(settings.model, settings.model_cache.expanduser())
-    fingerprint = await asyncio.to_thread(base_model.fingerprint, model)
     template = ChatTemplate(model)
 
     async with AsyncExitStack() as down:
@@ -121,10 +120,13 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
         down.callback(stopping.cancel)
         starting = asyncio.create_task(engine.start(), name="start")
         down.callback(starting.cancel)
+        hashing = asyncio.create_task(asyncio.to_thread(base_model.fingerprint, model), name="fingerprint")
+        down.callback(hashing.cancel)
         await _first(starting, stopping)
         if not starting.done():
             log.info("asked to stop before anything was served")
             return
+        fingerprint = await hashing
         router = Router(PolicyVersion(name="v0", adapter=None))
         outbox = Outbox(event_log, settings.state_dir / "outbox.sqlite", limit=settings.outbox_limit, metrics=metrics)
         follower = Follower(

@@ -99,6 +99,8 @@ class Reply:
 
     def _release(self, text: str, *, last: bool) -> str:
         """What of the held text and `text` may be sent; sets finish_reason when a stop string is complete."""
+        if not self._sampling.stop:
+            return text
         text = self._held + text
         self._held = ""
         met = [(start + len(stop), start) for stop in self._sampling.stop if (start := text.find(stop)) >= 0]

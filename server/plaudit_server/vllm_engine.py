@@ -77,35 +77,38 @@ class VllmEngine(Engine):
         async for _ in self.generate(warm_up):
             pass
 
+    def arguments(self) -> dict[str, Any]:
+        """What vLLM is started with, by the names of its AsyncEngineArgs."""
+        from vllm.platforms import current_platform
+
+        return {
+            "model": str(self._path),
+            "dtype": self._dtype,
+            "max_model_len": self._max_context,
+            "max_num_seqs": self._max_running,
+            "kv_cache_memory_bytes": self._kv_cache_bytes,  # vLLM's default is nearly all the memory there is
+            "enable_lora": True,
+            # One more than is loaded: with all slots taken, a new version's requests wait for an old one's to end.
+            "max_loras": self._max_versions + 1,
+            "max_lora_rank": min(rank for rank in _RANKS if rank >= self._max_lora_rank),
+            "logprobs_mode": "processed_logprobs",
+            "enforce_eager": current_platform.is_cpu(),  # compiling takes a minute there, and LoRA turns it off anyway
+            "skip_tokenizer_init": True,  # tokens go in and come out; text is reply.py's
+            "disable_log_stats": True,
+            "seed": 0,
+        }
+
     def _launch(self) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
         if self._stopping:
             raise EngineError("stopped while it started")
         # Not returned: frames of this thread outlive the call in tracebacks that vLLM keeps, and would keep the engine.
-        self._engine = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=str(self._path),
-                dtype=self._dtype,
-                max_model_len=self._max_context,
-                max_num_seqs=self._max_running,
-                kv_cache_memory_bytes=self._kv_cache_bytes,  # vLLM's default is nearly all the memory there is
-                enable_lora=True,
-                # One more than is loaded: with all slots taken, a new version's requests wait for an old one's to end.
-                max_loras=self._max_versions + 1,
-                max_lora_rank=min(rank for rank in _RANKS if rank >= self._max_lora_rank),
-                logprobs_mode="processed_logprobs",
-                enforce_eager=current_platform.is_cpu(),  # compiling takes a minute there, and LoRA turns it off anyway
-                skip_tokenizer_init=True,  # tokens go in and come out; text is reply.py's
-                disable_log_stats=True,
-                seed=0,
-            )
-        )
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self.arguments()))
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Tokens, None]:
         """Sample with the adapter of the version, if it has one; closing aborts the request in vLLM."""
@@ -119,7 +122,7 @@ class VllmEngine(Engine):
         request_id = f"{generation.request_id}-{next(self._numbers)}"
         stream = self._engine.generate(
             tokens_input(list(generation.prompt_token_ids)),
-            _params(generation.sampling, self._maker.eos_token_ids),
+            sampling_params(generation.sampling, self._maker.eos_token_ids),
             request_id,
             lora_request=self._adapters[generation.version.name],
         )
@@ -205,7 +208,8 @@ class VllmEngine(Engine):
         return len(self._open)
 
 
-def _params(sampling: Sampling, eos_token_ids: frozenset[int]) -> Any:
+def sampling_params(sampling: Sampling, eos_token_ids: frozenset[int]) -> Any:
+    """vLLM's SamplingParams for one reply."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     return SamplingParams(

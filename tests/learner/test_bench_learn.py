@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bench.learn import EnvironmentMissingError, conclude, environment, main
-from bench.offline import RESULTS
+from bench.rows import RESULTS
 
 
 @pytest.mark.slow

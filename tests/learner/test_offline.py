@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.offline import Rows, best_of, best_of_kl
+from bench.offline import best_of, best_of_kl
+from bench.rows import Rows
 from bench.votes_to_approval import by_form
 from plaudit_cli.prompts import user
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from plaudit.events import Entry, EventLog, EventLogUnavailable, Positions, Record
 
 _PARTITION = 0
-_POLL_SECONDS = 0.03  # how late a waiting reader may see what another process appended
+_POLL_SECONDS = 0.25  # how late a waiting reader may see what another process appended; a look takes 0.3 ms
 _SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE log (identity TEXT NOT NULL);
