@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 SIZE   ?= full
+TESTS  ?= 2
 PROTOS := $(wildcard proto/plaudit/v1/*.proto)
 
 .PHONY: up test lint proto proto-baseline clean
@@ -12,9 +13,9 @@ PROTOS := $(wildcard proto/plaudit/v1/*.proto)
 up: $(VENV)/.run
 	$(BIN)/plaudit up $(ARGS)
 
-## test: install, then lint, types, proto checks and all tests (ARGS="-k name …")
+## test: install, then lint, types, proto checks and all tests, in two processes (TESTS=0: in one; ARGS="-k name …")
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(TESTS) --dist loadgroup $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
