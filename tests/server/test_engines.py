@@ -157,12 +157,16 @@ async def test_text_held_back_for_a_stop_string_comes_at_the_end(ask: Asker, ref
     assert ends_with_eos(stream)
 
 
-async def test_versions_run_side_by_side(ask: Asker, reference: Reference) -> None:
-    versions = (V0, reference.v1, reference.v2, V0)
-    texts = ("How are you?", "Tell me a joke, please", "How are you?", "Tell me a joke, please")
-    pairs = list(zip(texts, versions, strict=True))
-    replies = await asyncio.gather(*[ask.ids(text, version, max_tokens=32) for text, version in pairs])
-    assert replies == [reference.greedy(version, text, 32) for text, version in pairs]
+async def test_versions_run_side_by_side(ask: Asker, reference: Reference, spare: PolicyVersion) -> None:
+    """With every place for a version taken, among them those with several replies and those with none."""
+    await ask.engine.load(spare)
+    v1, v2, v3 = reference.v1, reference.v2, spare
+    texts = ("How are you?", "Tell me a joke, please")
+    for versions in ((V0, v1, v2, V0), (v1, v3, V0, v1), (v3, v3, v3, v3)):
+        pairs = [(texts[index % 2], version) for index, version in enumerate(versions)]
+        replies = await asyncio.gather(*[ask.ids(text, version, max_tokens=32) for text, version in pairs])
+        assert replies == [reference.greedy(version, text, 32) for text, version in pairs]
+    await ask.engine.unload(spare)
 
 
 async def test_more_requests_than_slots_all_complete(ask: Asker, reference: Reference) -> None:
