@@ -157,7 +157,7 @@ class Home:
             f"--state-dir={self._data / 'learner'}",
             *self._learner_options,
         ]
-        self._supervisor.start(Program("learner", command, threads, nice=10))
+        self._supervisor.start(Program("learner", command, threads, nice=19))
         await self._watch()
 
     async def _prepare_model(self) -> None:
