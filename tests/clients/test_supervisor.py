@@ -1,4 +1,4 @@
-"""What the supervisor does to a program, seen from within it."""
+"""How `plaudit up` shares the machine out between programs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from plaudit_cli.supervisor import Program, Supervisor
+from plaudit_cli.up import bound_cores
 
 _GIVES_WAY = """
 import os, sys, time
@@ -29,3 +30,19 @@ async def test_a_nice_program_gives_way_with_its_whole_session(tmp_path: Path) -
             assert await said.get() == "gives way at 19"
     finally:
         await supervisor.stop(["learner"])
+
+
+@pytest.mark.parametrize(
+    ("cores", "servers", "bound"),
+    [
+        ([0, 1], 1, [None]),
+        ([0, 1], 2, ["0", "1"]),
+        ([0, 1, 2, 3, 6], 2, ["0,2", "1,3"]),
+        ([4], 2, ["nobind", "nobind"]),
+    ],
+)
+def test_no_two_servers_compute_on_the_same_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: list[int], servers: int, bound: list[str | None]
+) -> None:
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    assert [told.get("VLLM_CPU_OMP_THREADS_BIND") for told in bound_cores(cores, servers)] == bound
