@@ -99,6 +99,9 @@ class VllmEngine(Engine):
             from plaudit_server import cpu_executor
 
             args.enforce_eager = True  # compiling takes a minute, and LoRA turns it off anyway
+            # Prompts are read whole: on a CPU, vLLM dies of one that has a seed and is read in parts.
+            args.enable_chunked_prefill = False
+            args.max_num_batched_tokens = self._max_context + self._max_running
             args.distributed_executor_backend = cpu_executor.CpuExecutor
             threads = cpu_executor.omp_threads
         config = args.create_engine_config()

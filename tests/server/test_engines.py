@@ -176,6 +176,14 @@ async def test_more_requests_than_slots_all_complete(ask: Asker, reference: Refe
     assert ask.engine.running == 0
 
 
+async def test_many_long_prompts_with_seeds_at_once(ask: Asker) -> None:
+    """More than any engine reads in one step."""
+    streams = [ask.stream("word " * 180, temperature=1.0, seed=seed, max_tokens=4) for seed in range(MAX_RUNNING)]
+    replies = await asyncio.gather(*streams)
+    assert all(stream[-1].finish_reason is not None for stream in replies)
+    assert ask.engine.healthy
+
+
 async def test_loading_leaves_running_streams_alone(ask: Asker, reference: Reference, spare: PolicyVersion) -> None:
     request = ask.generation("How are you?", reference.endless, max_tokens=200)
     alone = token_ids([tokens async for tokens in ask.engine.generate(request)])
