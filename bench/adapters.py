@@ -235,6 +235,7 @@ async def measure(model: Path, adapters: dict[str, Path], size: Size, repetition
                     row = await engines[engine].burst(shape if repetition else small, count, wanted)
                     if repetition:  # the first is to warm up
                         rows.setdefault(f"{shape.name} {count} {name}", []).append(row)
+                        print(f"{shape.name} {count} {name}: {row['tokens_per_second']:.1f} tokens/s", flush=True)
         figures: dict[str, Any] = {"speed": rows}
         figures["stall"] = await stalls(engines["ours"], ours, adapters, requests, size.loads)
         figures["distance"] = {
