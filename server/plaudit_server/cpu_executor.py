@@ -2,7 +2,7 @@
 
 vLLM runs them in two processes that wait for each other by looking again and again: while one computes, the other
 keeps a second core busy with nothing. In one process a core is enough, and the other is free for whoever learns there
-(docs/decisions/0013-adapters-on-a-cpu.md has the figures). vLLM keeps its two because OpenMP must be told its threads
+(docs/decisions/0013-adapters-on-a-cpu.md). vLLM keeps its two because OpenMP must be told its threads
 before a process starts; `omp_threads` tells it.
 """
 
