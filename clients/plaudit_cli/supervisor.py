@@ -97,6 +97,8 @@ class Supervisor:
             env={**os.environ, **program.environment},
             start_new_session=True,  # Ctrl-C in the terminal is ours: we stop the programs in order
         )
+        if program.nice:
+            _give_way(process.pid, program.nice)
         if running.stopping.is_set():
             running.signal(signal.SIGTERM)
         assert process.stdout is not None
@@ -126,6 +128,16 @@ class _Running:
                 os.killpg(self.process.pid, number)
             else:
                 self.process.send_signal(number)
+
+
+def _give_way(session: int, nice: int) -> None:
+    """Lower the share of a whole session.
+
+    Where the kernel first shares cores out between sessions (autogroup, which most distributions have on), a process is
+    only as nice as others of its own session let it be, and each program here leads one.
+    """
+    with suppress(OSError):  # the kernel has no autogroup, or the program has ended
+        Path(f"/proc/{session}/autogroup").write_text(str(nice))
 
 
 async def _line(stream: asyncio.StreamReader) -> bytes:

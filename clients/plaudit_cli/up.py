@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +28,7 @@ _HOST = "127.0.0.1"
 _WATCH_SECONDS = 0.5
 _SHARE_OPTION = "--canary-share="
 _CANARY_SHARE = 0.5  # few people chat here: half of them on each side decide a trial soonest
+_BIND = "VLLM_CPU_OMP_THREADS_BIND"
 _OURS = re.compile(r"^\S+Z (INFO|WARNING|ERROR) plaudit-\w+: (.*)$")
 
 console = Console(highlight=False, soft_wrap=True)
@@ -143,6 +145,7 @@ class Home:
         python = [sys.executable, "-m"]
         # One OpenMP thread each: two that spin collapse under contention. vLLM binds its own.
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        bound = bound_cores(sorted(os.sched_getaffinity(0)), len(self._ports))
         for index, (name, port) in enumerate(zip(self._server_names(), self._ports, strict=True)):
             command = [
                 *python,
@@ -157,7 +160,7 @@ class Home:
                 f"--user-key-file={self._data / 'user.key'}",
                 *self._server_options,
             ]
-            self._supervisor.start(Program(name, command, {} if self._engine != "torch" else threads))
+            self._supervisor.start(Program(name, command, threads if self._engine == "torch" else bound[index]))
         command = [
             *python,
             "plaudit_learner.app",
@@ -166,7 +169,7 @@ class Home:
             f"--state-dir={self._data / 'learner'}",
             *self._learner_options,
         ]
-        self._supervisor.start(Program("learner", command, threads, nice=10))
+        self._supervisor.start(Program("learner", command, threads, nice=19))
         await self._watch()
 
     async def _prepare_model(self) -> None:
@@ -271,6 +274,19 @@ async def _served(client: AsyncClient) -> str:
         if policy.state == "canary":
             answer += f" (and {policy.version} to {policy.share:.3g} of conversations, on trial)"
     return answer
+
+
+def bound_cores(cores: Sequence[int], servers: int) -> list[dict[str, str]]:
+    """What to tell each server's vLLM of the cores to compute on: on a CPU, each would bind itself to the same ones.
+
+    One server is told nothing (vLLM takes all cores but the last), nor is one that was told by whoever started us.
+    """
+    if servers == 1 or _BIND in os.environ:
+        return [{}] * servers
+    if len(cores) < servers:
+        return [{_BIND: "nobind", "OMP_NUM_THREADS": "1"}] * servers
+    computing = cores[:-1] if len(cores) > servers else cores  # the last is the learner's and the rest's, if it can be
+    return [{_BIND: ",".join(map(str, computing[index::servers]))} for index in range(servers)]
 
 
 def _is_taken(port: int) -> bool:

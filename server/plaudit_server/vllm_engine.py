@@ -11,7 +11,8 @@ import gc
 import itertools
 import multiprocessing
 import os
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,34 +82,52 @@ class VllmEngine(Engine):
         """What vLLM is started with, by the names of its AsyncEngineArgs."""
         from vllm.platforms import current_platform
 
-        return {
+        arguments = {
             "model": str(self._path),
             "dtype": self._dtype,
             "max_model_len": self._max_context,
             "max_num_seqs": self._max_running,
             "kv_cache_memory_bytes": self._kv_cache_bytes,  # vLLM's default is nearly all the memory there is
             "enable_lora": True,
-            # One more than is loaded: with all slots taken, a new version's requests wait for an old one's to end.
-            "max_loras": self._max_versions + 1,
+            "max_loras": self._max_versions,  # in one batch: as many as are loaded, so that none waits for another's
             "max_lora_rank": min(rank for rank in _RANKS if rank >= self._max_lora_rank),
+            # What check_adapter lets pass. By itself vLLM prepares the vocabulary too, which costs time in every step.
+            "lora_target_modules": sorted({name.rpartition(".")[2] for name in linear_shapes(self._path)}),
             "logprobs_mode": "processed_logprobs",
-            "enforce_eager": current_platform.is_cpu(),  # compiling takes a minute there, and LoRA turns it off anyway
             "skip_tokenizer_init": True,  # tokens go in and come out; text is reply.py's
             "disable_log_stats": True,
             "seed": 0,
         }
+        if current_platform.is_cpu():
+            arguments |= {
+                "enforce_eager": True,  # compiling takes a minute, and LoRA turns it off anyway
+                # Prompts are read whole: on a CPU, vLLM dies of one that has a seed and is read in parts.
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": self._max_context + self._max_running,
+            }
+        return arguments
 
     def _launch(self) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        args = AsyncEngineArgs(**self.arguments())
+        threads: Callable[[Any], AbstractContextManager[None]] = nullcontext
+        if current_platform.is_cpu():
+            from plaudit_server import cpu_executor
+
+            args.distributed_executor_backend = cpu_executor.CpuExecutor
+            threads = cpu_executor.omp_threads
+        config = args.create_engine_config()
         if self._stopping:
             raise EngineError("stopped while it started")
-        # Not returned: frames of this thread outlive the call in tracebacks that vLLM keeps, and would keep the engine.
-        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self.arguments()))
+        with threads(config):
+            # Not returned: frames of this thread outlive the call in tracebacks that vLLM keeps, and would keep it.
+            self._engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Tokens, None]:
         """Sample with the adapter of the version, if it has one; closing aborts the request in vLLM."""

@@ -158,12 +158,16 @@ async def test_text_held_back_for_a_stop_string_comes_at_the_end(ask: Asker, ref
     assert ends_with_eos(stream)
 
 
-async def test_versions_run_side_by_side(ask: Asker, reference: Reference) -> None:
-    versions = (V0, reference.v1, reference.v2, V0)
-    texts = ("How are you?", "Tell me a joke, please", "How are you?", "Tell me a joke, please")
-    pairs = list(zip(texts, versions, strict=True))
-    replies = await asyncio.gather(*[ask.ids(text, version, max_tokens=32) for text, version in pairs])
-    assert replies == [reference.greedy(version, text, 32) for text, version in pairs]
+async def test_versions_run_side_by_side(ask: Asker, reference: Reference, spare: PolicyVersion) -> None:
+    """With every place for a version taken, among them those with several replies and those with none."""
+    await ask.engine.load(spare)
+    v1, v2, v3 = reference.v1, reference.v2, spare
+    texts = ("How are you?", "Tell me a joke, please")
+    for versions in ((V0, v1, v2, V0), (v1, v3, V0, v1), (v3, v3, v3, v3)):
+        pairs = [(texts[index % 2], version) for index, version in enumerate(versions)]
+        replies = await asyncio.gather(*[ask.ids(text, version, max_tokens=32) for text, version in pairs])
+        assert replies == [reference.greedy(version, text, 32) for text, version in pairs]
+    await ask.engine.unload(spare)
 
 
 async def test_more_requests_than_slots_all_complete(ask: Asker, reference: Reference) -> None:
@@ -171,6 +175,14 @@ async def test_more_requests_than_slots_all_complete(ask: Asker, reference: Refe
     replies = await asyncio.gather(*[ask.ids("How are you?", version, max_tokens=20) for version in versions])
     assert replies == [reference.greedy(version, "How are you?", 20) for version in versions]
     assert ask.engine.running == 0
+
+
+async def test_many_long_prompts_with_seeds_at_once(ask: Asker) -> None:
+    """More than any engine reads in one step."""
+    streams = [ask.stream("word " * 180, temperature=1.0, seed=seed, max_tokens=4) for seed in range(MAX_RUNNING)]
+    replies = await asyncio.gather(*streams)
+    assert all(stream[-1].finish_reason is not None for stream in replies)
+    assert ask.engine.healthy
 
 
 async def test_loading_leaves_running_streams_alone(ask: Asker, reference: Reference, spare: PolicyVersion) -> None:

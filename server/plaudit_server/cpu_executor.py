@@ -1,0 +1,37 @@
+"""vLLM's model in its scheduler's process, on a CPU.
+
+vLLM runs them in two processes that wait for each other by looking again and again: while one computes, the other
+keeps a second core busy with nothing. In one process a core is enough, and the other is free for whoever learns there
+(docs/decisions/0013-adapters-on-a-cpu.md). vLLM keeps its two because OpenMP must be told its threads
+before a process starts; `omp_threads` tells it.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from vllm.platforms import current_platform
+from vllm.utils.ompmultiprocessing import OMPProcessManager
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+from plaudit_server.cpu_adapters import GroupedAdapters
+
+
+class CpuExecutor(UniProcExecutor):  # type: ignore[misc]  # vLLM is not type-checked
+    """Runs the model where vLLM creates it, with adapters as in cpu_adapters.py."""
+
+    def _init_executor(self) -> None:
+        # The one place where vLLM asks which class to use; it takes the answer for a name.
+        name = f"{GroupedAdapters.__module__}.{GroupedAdapters.__qualname__}"
+        type(current_platform).get_punica_wrapper = classmethod(lambda cls: name)
+        super()._init_executor()
+
+
+def omp_threads(config: Any) -> AbstractContextManager[None]:
+    """What child processes started meanwhile are told of OpenMP's threads: what vLLM would tell its worker.
+
+    That is one thread for each core but one, bound to its core; VLLM_CPU_OMP_THREADS_BIND chooses others.
+    """
+    told: AbstractContextManager[None] = OMPProcessManager(config).configure_omp_envs(rank=0, local_rank=0)
+    return told
