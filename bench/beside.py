@@ -76,8 +76,17 @@ async def measure(
     (work / "receipt.key").write_bytes(os.urandom(32))
     command = [
         *(sys.executable, "-m", "plaudit_server.app", f"--model={model}", f"--engine={engine}"),
-        *(f"--listen={address}", f"--event-log=sqlite:{work / 'events.sqlite'}", f"--policy-store={work / 'versions'}"),
-        *(f"--state-dir={work / 'server'}", f"--receipt-key-file={work / 'receipt.key'}"),
+        *(
+            f"--listen={address}",
+            "--control-listen=127.0.0.1:0",
+            f"--event-log=sqlite:{work / 'events.sqlite'}",
+            f"--policy-store={work / 'versions'}",
+        ),
+        *(
+            f"--state-dir={work / 'server'}",
+            f"--receipt-keys={work / 'receipt.key'}",
+            f"--user-key-file={work / 'receipt.key'}",
+        ),
     ]
     windows: dict[str, list[dict[str, Any]]] = {condition: [] for condition in CONDITIONS}
     with ExitStack() as stack:
