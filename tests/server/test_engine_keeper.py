@@ -134,6 +134,13 @@ async def refusal(reading: Any) -> tuple[str, float]:
     return refused.value.code().name, retry.retry_delay.ToNanoseconds() / 1e9
 
 
+async def test_the_collector_passes_over_what_stays_while_a_server_runs(deployment: Deployment) -> None:
+    """Or all streams stand still while it looks through what vLLM and torch have imported."""
+    async with deployment.server():
+        assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == 0  # the engine, which is part of cycles, can be collected
+
+
 async def test_a_dead_engine_comes_back_with_what_it_had(deployment: Deployment, engines: list[Any]) -> None:
     deployment.publish("v1", seed=1)
     deployment.publish_endless("v2", parent="v1")
