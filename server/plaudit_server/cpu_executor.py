@@ -8,6 +8,9 @@ before a process starts; `omp_threads` tells it.
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,15 +20,26 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from plaudit_server.cpu_adapters import GroupedAdapters
 
+_LOOK_SECONDS = 1.0
+
 
 class CpuExecutor(UniProcExecutor):  # type: ignore[misc]  # vLLM is not type-checked
     """Runs the model where vLLM creates it, with adapters as in cpu_adapters.py."""
 
     def _init_executor(self) -> None:
+        threading.Thread(target=_end_with, args=(os.getppid(),), name="lifeline", daemon=True).start()
         # The one place where vLLM asks which class to use; it takes the answer for a name.
         name = f"{GroupedAdapters.__module__}.{GroupedAdapters.__qualname__}"
         type(current_platform).get_punica_wrapper = classmethod(lambda cls: name)
         super()._init_executor()
+
+
+def _end_with(parent: int) -> None:
+    """End this process once `parent` has: a server that is killed cannot end its engine, which would go on, and keep
+    its memory beside the one that the next server starts."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    os._exit(1)
 
 
 def omp_threads(config: Any) -> AbstractContextManager[None]:

@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bench.deployment import Deployment, running
@@ -59,3 +60,10 @@ async def test_chat_and_vote_with_the_packaged_model(tmp_path: Path) -> None:
         assert "VllmEngine" in (tmp_path / "up.log").read_text()
         feedback = deployment.metric("plaudit_feedback_total", 1)
         assert {verdict for _, _, verdict in feedback} == {"up", "preference"}
+
+        server = deployment.process("plaudit_server.app")
+        engine = server.children(recursive=True)
+        server.kill()
+        _, left = await asyncio.to_thread(psutil.wait_procs, engine, timeout=60)
+        assert engine
+        assert not left, "the engine outlives its server"
