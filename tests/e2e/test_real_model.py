@@ -43,6 +43,14 @@ async def plaudit(deployment: Deployment, *arguments: str, says: str = "") -> st
     return output.decode()
 
 
+async def learnt_votes(deployment: Deployment) -> dict[tuple[str, ...], float]:
+    """What the learner counts; nothing while it starts, which it does more slowly than the server: it gives way."""
+    try:
+        return await asyncio.to_thread(deployment.metric, "plaudit_votes")
+    except OSError:
+        return {}
+
+
 async def test_chat_and_vote_with_the_packaged_model(tmp_path: Path) -> None:
     async with running(tmp_path) as deployment:
         reply = deployment.clients[0].chat("What is the capital city of Japan?", temperature=0.0, max_tokens=40)
@@ -52,8 +60,8 @@ async def test_chat_and_vote_with_the_packaged_model(tmp_path: Path) -> None:
 
         transcript = await plaudit(deployment, "chat", says="What is the capital of France?\n+\nr\n2\n/quit\n")
         assert "v0" in transcript
-        async with asyncio.timeout(30):
-            while deployment.metric("plaudit_votes") != {("v0", "up"): 1.0, ("v0", "down"): 0.0}:
+        async with asyncio.timeout(60):
+            while await learnt_votes(deployment) != {("v0", "up"): 1.0, ("v0", "down"): 0.0}:
                 await asyncio.sleep(0.2)
         listed = await plaudit(deployment, "policies", "list")
         assert re.search(r"v0\b.*stable", listed)
