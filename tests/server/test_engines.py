@@ -2,7 +2,7 @@
 
 Log-probabilities are compared with those of one forward pass of transformers over the whole reply. Both engines compute
 in fp32 too, but add up in another order: the torch engine because of its KV cache and batches, vLLM also because of its
-own kernels and adapters that are not merged.
+own kernels and, in steps of several versions, adapters that are not merged.
 """
 
 from __future__ import annotations
