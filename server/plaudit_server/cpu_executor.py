@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from vllm.platforms import current_platform
@@ -32,6 +33,18 @@ class CpuExecutor(UniProcExecutor):  # type: ignore[misc]  # vLLM is not type-ch
         name = f"{GroupedAdapters.__module__}.{GroupedAdapters.__qualname__}"
         type(current_platform).get_punica_wrapper = classmethod(lambda cls: name)
         super()._init_executor()
+        self._adapters: GroupedAdapters | None = None
+        if self.vllm_config.lora_config is not None:
+            manager = self.driver_worker.worker.get_model().lora_manager
+            [self._adapters] = manager.punica_wrapper_mapping.values()
+            self._adapters.take_over(Path(self.vllm_config.model_config.model), manager.modules, manager.packed_modules)
+
+    def execute_model(self, scheduler_output: Any, non_block: bool = False) -> Any:
+        """Run a step, and what adapters do after one."""
+        output = super().execute_model(scheduler_output, non_block)
+        if self._adapters is not None and scheduler_output.total_num_scheduled_tokens:
+            self._adapters.after_step()
+        return output
 
 
 def _end_with(parent: int) -> None:

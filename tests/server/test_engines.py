@@ -2,7 +2,7 @@
 
 Log-probabilities are compared with those of one forward pass of transformers over the whole reply. Both engines compute
 in fp32 too, but add up in another order: the torch engine because of its KV cache and batches, vLLM also because of its
-own kernels and adapters that are not merged.
+own kernels and, in steps of several versions, adapters that are not merged.
 """
 
 from __future__ import annotations
@@ -167,6 +167,22 @@ async def test_versions_run_side_by_side(ask: Asker, reference: Reference, spare
         pairs = [(texts[index % 2], version) for index, version in enumerate(versions)]
         replies = await asyncio.gather(*[ask.ids(text, version, max_tokens=32) for text, version in pairs])
         assert replies == [reference.greedy(version, text, 32) for text, version in pairs]
+    await ask.engine.unload(spare)
+
+
+async def test_a_reply_goes_on_alone_and_in_company(ask: Asker, reference: Reference, spare: PolicyVersion) -> None:
+    """vLLM on a CPU has weights of its own for a step of one version: it changes between those and others here."""
+    await ask.engine.load(spare)
+    versions = (V0, reference.v2, spare, reference.endless)
+    for version in (reference.v1, *versions, reference.v1):  # alone long enough for weights, and for theirs to be lost
+        assert await ask.ids("Hello", version, max_tokens=16) == reference.greedy(version, "Hello", 16)
+    stream = ask.engine.generate(ask.generation("How are you?", reference.v1, max_tokens=200))
+    pieces = []
+    for version in versions:
+        pieces += [await anext(stream) for _ in range(16)]
+        assert await ask.ids("Hello", version, max_tokens=8) == reference.greedy(version, "Hello", 8)
+    pieces += [tokens async for tokens in stream]
+    assert token_ids(pieces) == reference.greedy(reference.v1, "How are you?", 200)
     await ask.engine.unload(spare)
 
 
