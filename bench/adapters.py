@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.offline import model_directory  # noqa: E402
-from bench.report import report  # noqa: E402
+from bench.report import report, spread  # noqa: E402
 from plaudit_server.engine import PolicyVersion  # noqa: E402
 from plaudit_server.vllm_engine import VllmEngine  # noqa: E402
 from tests.tiny_model import make_tiny_adapter  # noqa: E402
@@ -383,15 +383,6 @@ def conclude(size: str, figures: dict[str, Any]) -> int:
         else {"ran": True}
     )
     return report("adapters", size, figures=figures, goals=goals)
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Of repetitions."""
-    return {
-        "min": round(min(values), 3),
-        "median": round(statistics.median(values), 3),
-        "max": round(max(values), 3),
-    }
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from bench.deployment import free_range  # noqa: E402
 from bench.learn import Task  # noqa: E402
 from bench.offline import model_directory  # noqa: E402
 from bench.processes import Kept, until_listening  # noqa: E402
-from bench.report import report  # noqa: E402
+from bench.report import report, spread  # noqa: E402
 from plaudit_client import AsyncClient  # noqa: E402
 from plaudit_learner.template import ChatTemplate, Message  # noqa: E402
 
@@ -201,15 +201,6 @@ def conclude(size: str, windows: dict[str, list[dict[str, Any]]]) -> int:
         f"the first token's p99 beside the learner, at most {GOAL:g} times": figures[GIVES_WAY]["p99_ratio"] <= GOAL
     }
     return report("beside", size, figures=figures, goals=goals if size == "full" else {"ran": True})
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Of repetitions."""
-    return {
-        "min": round(min(values), 3),
-        "median": round(statistics.median(values), 3),
-        "max": round(max(values), 3),
-    }
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.offline import SEED_TASKS, model_directory  # noqa: E402
-from bench.report import report  # noqa: E402
+from bench.report import report, spread  # noqa: E402
 from bench.rows import RESULTS  # noqa: E402
 from plaudit_cli.prompts import read, user  # noqa: E402
 from plaudit_learner.template import ChatTemplate, Message  # noqa: E402
@@ -172,13 +172,6 @@ def update(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def conclude(size: str, found: dict[str, list[dict[str, Any]]]) -> int:
     """The table, and the object."""
-
-    def spread(values: list[float]) -> dict[str, float]:
-        return {
-            "min": round(min(values), 3),
-            "median": round(statistics.median(values), 3),
-            "max": round(max(values), 3),
-        }
 
     ratios = [
         theirs["seconds"] / ours["seconds"] * (ours["tokens"] / theirs["tokens"])
