@@ -14,7 +14,7 @@ up: $(VENV)/.run
 	$(BIN)/plaudit up $(ARGS)
 
 ## test: install, then lint, types, proto checks and all tests, in two processes (TESTS=0: in one; ARGS="-k name …")
-test: lint
+test: lint $(VENV)/.debian
 	$(BIN)/python -m pytest -n $(TESTS) --dist loadgroup $(ARGS)
 
 lint: $(VENV)/.dev
@@ -51,3 +51,10 @@ $(VENV)/.run: requirements/run.txt pyproject.toml hatch_build.py $(PROTOS)
 $(VENV)/.dev: $(VENV)/.run requirements/dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/dev.txt
 	touch $@
+
+$(VENV)/.debian: requirements/debian.txt $(VENV)/.run
+	@missing=; for package in $$(grep -v '^#' $<); do command -v $$package > /dev/null || missing="$$missing $$package"; done; \
+	if [ -z "$$missing" ]; then touch $@; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing > /dev/null && touch $@; \
+	else echo "not installed:$$missing; the tests that need them are skipped (apt-get install$$missing)"; fi

@@ -10,5 +10,7 @@ class Permission(Enum):
 
     CHAT = "chat"
     FEEDBACK = "feedback"
+    OBSERVE = "observe"
+    """To see how the loop goes: LoopService, and nothing that anybody said."""
     ADMIN = "admin"
     """The control plane: policies and erasure."""
