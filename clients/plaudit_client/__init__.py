@@ -17,14 +17,17 @@ from plaudit_client.errors import (
 )
 from plaudit_client.reply import Reply
 from plaudit_client.stream import Statement
+from plaudit_client.sync import Client, SyncReply
 from plaudit_client.types import (
     Durability,
     Erased,
     FinishReason,
+    Flushed,
     GateCheck,
     Message,
     Policies,
     Policy,
+    RefusedFeedback,
     RefusedStatement,
     Settled,
     Token,
@@ -34,11 +37,13 @@ from plaudit_client.types import (
 __all__ = [
     "AsyncClient",
     "Cancelled",
+    "Client",
     "DeadlineExceeded",
     "Durability",
     "Erased",
     "FailedPrecondition",
     "FinishReason",
+    "Flushed",
     "GateCheck",
     "InvalidRequest",
     "Message",
@@ -47,12 +52,14 @@ __all__ = [
     "PlauditError",
     "Policies",
     "Policy",
+    "RefusedFeedback",
     "RefusedStatement",
     "Reply",
     "ResourceExhausted",
     "ServerError",
     "Settled",
     "Statement",
+    "SyncReply",
     "Token",
     "Unauthenticated",
     "Unavailable",
