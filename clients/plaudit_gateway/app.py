@@ -88,7 +88,15 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, started: asyncio.F
             down.callback(http.server_close)
             down.callback(http.shutdown)
         client = await down.enter_async_context(
-            AsyncClient(settings.server, control=settings.control, credentials=_credentials(settings), api_key="")
+            AsyncClient(
+                settings.server,
+                control=settings.control,
+                credentials=_credentials(settings),
+                api_key="",
+                # Another server may take what one refuses; waiting for the same one is the caller's to decide.
+                max_retries=settings.server.count(","),
+                keep_feedback=0,
+            )
         )
         sock = down.enter_context(_listen(settings.listen))
         scheme = "http" if settings.tls_certificate is None else "https"

@@ -61,9 +61,7 @@ async def _first(pieces: AsyncIterator[str]) -> str | None:
     return await anext(pieces, None)
 
 
-async def _chunks(
-    completion: _Completion, first: str | None, pieces: AsyncGenerator[str]
-) -> AsyncGenerator[bytes]:
+async def _chunks(completion: _Completion, first: str | None, pieces: AsyncGenerator[str]) -> AsyncGenerator[bytes]:
     """`first`: None: the reply ended without a word."""
     async with aclosing(pieces):
         yield event(completion.chunk({"role": "assistant", "content": ""}, first=True))
