@@ -1,7 +1,7 @@
 """POST /v1/chat/completions: one reply, whole or as it is sampled.
 
-The answer's status is known once the first piece of the reply is there: until then a refusal is an HTTP error; after it,
-the stream's last event.
+The answer's status is known once the first piece of the reply is there: until then a refusal is an HTTP error; after
+it, the stream's last event.
 """
 
 from __future__ import annotations

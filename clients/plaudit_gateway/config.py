@@ -40,9 +40,9 @@ class GatewaySettings(Settings):
     """Its unencrypted private key, PEM."""
     allow_insecure: bool = False
     """Listen beyond loopback without TLS: behind a proxy that has it."""
-    allow_origin: list[str] = []
+    allow_origin: list[str] = Field(default=[])
     """Origins of other web pages that may call this API, for instance https://app.example.org; default: none may."""
-    allow_host: list[str] = []
+    allow_host: list[str] = Field(default=[])
     """Names under which this gateway is called, beside those of loopback. When it listens on loopback, or if any is
     given, requests for other names are refused."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 4 << 20

@@ -1,11 +1,11 @@
 """What every request passes before a route sees it, and every answer behind it.
 
-request ──▶ number it ──▶ for us? (Host) ──▶ by our own page, or no page at all? (Origin) ──▶ body: not too large or slow
+request ──▶ number it ──▶ for us? (Host) ──▶ of our own page, or of none? (Origin) ──▶ body: not too large or slow
 answer  ◀── count it  ◀── security headers ◀── the unforeseen: 500 and a number that the log knows
 
-A page of another site makes its visitor's browser call addresses on the visitor's own machine. Without CORS it cannot
-read the answers; with the check of Origin it cannot vote or promote either; and with that of Host it cannot pass for our
-own page by pointing its own name here (DNS rebinding).
+A page of another site can make its visitor's browser call addresses on the visitor's own machine. Without CORS it
+cannot read the answers; with the check of Origin it cannot vote or promote either; and with that of Host it cannot pass
+for our own page by pointing its own name here (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Edge:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
