@@ -109,6 +109,11 @@ def build(settings: GatewaySettings, client: AsyncClient, metrics: GatewayMetric
         """Give a version a share of conversations: it becomes the canary."""
         return JSONResponse(await versions.set_share(version, body, caller))
 
+    @app.get("/v1/page", responses={200: {"model": page.About}})
+    async def about() -> Response:
+        """What the web page has to know of this deployment; needs no key."""
+        return JSONResponse(page.About(aspects=settings.aspects, loop=controlled).model_dump())
+
     @app.get("/healthz", responses={200: {"description": "The servers serve chats."}})
     async def healthz() -> dict[str, str]:
         """Whether a chat would be answered now."""

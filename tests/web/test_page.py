@@ -1,0 +1,338 @@
+"""The web page, as people use it. Votes are looked for where the learner finds them, not only on the page."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from plaudit.v1.feedback_pb2 import Thumb
+from plaudit_learner.experience.store import Experience
+from tests.web.conftest import WAIT, Site, Visit, visiting
+
+AXE = Path(__file__).parents[2] / "clients/web/node_modules/axe-core/axe.min.js"
+
+pytestmark = pytest.mark.timeout(180)
+expect.set_options(timeout=WAIT)
+SaidIn = Callable[[Sequence[int]], list[str]]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Experience]:
+    store = Experience(tmp_path / "experience.sqlite")
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="module")
+def said_in(tiny_model: Path) -> SaidIn:
+    """The words that token ids of the tiny model spell."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    return lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=True)).split()
+
+
+def good(page: Page, index: int = -1):  # type: ignore[no-untyped-def]
+    return page.get_by_role("button", name=re.compile("^Good reply")).nth(index)
+
+
+def bad(page: Page, index: int = -1):  # type: ignore[no-untyped-def]
+    return page.get_by_role("button", name=re.compile("^Bad reply")).nth(index)
+
+
+def test_a_reply_streams_and_a_vote_is_given_changed_and_taken_back(
+    visit: Visit, site: Site, store: Experience, said_in: SaidIn
+) -> None:
+    page = visit.page
+    before = len(site.feedback())
+    # What the reply looked like as it came: a stream has many states, a whole reply one.
+    page.evaluate(
+        """() => {
+          window.lengths = new Set();
+          new MutationObserver(() => {
+            const reply = document.querySelector(".markdown.streaming");
+            if (reply) window.lengths.add(reply.textContent.length);
+          }).observe(document.body, { childList: true, subtree: true, characterData: true });
+        }"""
+    )
+    visit.say("Tell me of the sea")
+    visit.replied()
+    text = page.locator(".reply .markdown").inner_text()
+    assert text.strip()
+    expect(page.locator(".reply .version")).to_have_text("v0")
+    assert page.evaluate("window.lengths.size") > 1
+
+    good(page).click()
+    expect(good(page)).to_have_attribute("aria-pressed", "true")
+    page.get_by_label("Comment").fill("it is brief")
+    page.get_by_role("button", name="Save").click()
+    visit.sent()
+    thumb, comment = site.feedback()[before:]
+    interaction = site.interaction(thumb.response_id)
+    assert said_in(interaction.reply_token_ids) == text.split()
+    assert (thumb.thumb, thumb.policy_version) == (Thumb.THUMB_UP, "v0")
+    assert thumb.user == interaction.user != ""
+    assert (comment.comment, comment.aspect) == ("it is brief", thumb.aspect)
+
+    bad(page).click()
+    expect(good(page)).to_have_attribute("aria-pressed", "false")
+    visit.sent()
+    assert site.feedback()[-1].thumb == Thumb.THUMB_DOWN
+    for record in [*site.interactions(), *site.feedback()]:
+        store.add(record)
+    assert store.tallies(thumb.aspect)["v0"].down >= 1
+
+    bad(page).click()
+    expect(bad(page)).to_have_attribute("aria-pressed", "false")
+    visit.sent()
+    last = site.feedback()[-1]
+    assert last.retraction and last.response_id == interaction.response_id
+    counted = store.count_votes(thumb.aspect)
+    store.add(last)
+    assert store.count_votes(thumb.aspect) == counted - 1
+
+
+def test_an_aspect_is_voted_on_beside_the_whole(visit: Visit, site: Site) -> None:
+    page = visit.page
+    before = len(site.feedback())
+    visit.say("Name a fruit")
+    visit.replied()
+    bad(page).click()
+    chip = page.get_by_role("button", name="Relevance")
+    chip.click()
+    expect(chip).to_have_attribute("aria-pressed", "true")
+    visit.sent()
+    said = site.feedback()[before:]
+    assert [(one.aspect, one.thumb) for one in said] == [
+        ("quality", Thumb.THUMB_DOWN),
+        ("relevance", Thumb.THUMB_DOWN),
+    ]
+    # The other thumb is about the whole: what was wrong in particular does not stand any more.
+    good(page).click()
+    visit.sent()
+    said = site.feedback()[before + 2 :]
+    assert {one.aspect: one.WhichOneof("verdict") for one in said} == {"quality": "thumb", "relevance": "retraction"}
+
+
+def test_another_reply_is_compared_and_the_choice_can_be_changed(
+    visit: Visit, site: Site, store: Experience, said_in: SaidIn
+) -> None:
+    page = visit.page
+    visit.say("Which is it?")
+    visit.replied()
+    page.get_by_role("button", name="Another reply").click()
+    expect(page.locator(".candidate")).to_have_count(2)
+    better = page.get_by_role("button", name="The second reply is better")
+    better.wait_for()
+    replies = page.locator(".candidate .markdown").all_inner_texts()
+    better.click()
+    visit.sent()
+    said = site.feedback()[-1]
+    second, first = site.interaction(said.response_id), site.interaction(said.preferred_over)
+    assert [said_in(reply.reply_token_ids) for reply in (first, second)] == [reply.split() for reply in replies]
+    assert list(first.prompt_token_ids) == list(second.prompt_token_ids)
+    expect(page.locator(".preferred")).to_be_visible()
+
+    page.get_by_role("button", name="Compare again").click()
+    page.get_by_role("button", name="The first reply is better").click()
+    visit.sent()
+    for record in [*site.interactions(), *site.feedback()]:
+        store.add(record)
+    mine = [one for one in site.feedback() if one.response_id in (first.response_id, second.response_id)]
+    assert [one.WhichOneof("verdict") for one in mine] == ["preferred_over", "preferred_over", "retraction"]
+    (standing,) = store.preferences(said.aspect, 10_000)[-1:]
+    assert list(standing.better.reply) == list(first.reply_token_ids)
+
+    # The conversation goes on with the reply that was chosen.
+    visit.say("And then?")
+    visit.replied(2)
+    good(page).click()
+    visit.sent()
+    asked = said_in(site.interaction(site.feedback()[-1].response_id).prompt_token_ids)
+    assert "".join(said_in(first.reply_token_ids)) in "".join(asked)
+
+
+def test_a_reload_keeps_conversations_votes_and_drafts(visit: Visit, site: Site) -> None:
+    page = visit.page
+    visit.say("First things first")
+    visit.replied()
+    text = page.locator(".reply .markdown").inner_text()
+    good(page).click()
+    page.get_by_label("Message", exact=True).fill("half a thou")
+    visit.sent()
+    count = len(site.feedback())
+    page.reload()
+    expect(page.locator(".reply .markdown")).to_have_text(text, use_inner_text=True)
+    expect(good(page)).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_label("Message", exact=True)).to_have_value("half a thou")
+
+    page.get_by_role("link", name="New chat").click()
+    expect(page.get_by_label("Message", exact=True)).to_have_value("")
+    visit.say("Another one")
+    visit.replied()
+    expect(page.locator(".conversations li")).to_have_count(2)
+    page.get_by_role("link", name="First things first").click()
+    expect(page.locator(".said-text")).to_have_text("First things first")
+    expect(good(page)).to_have_attribute("aria-pressed", "true")
+    page.get_by_role("button", name="Delete “First things first”").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.locator(".conversations li")).to_have_count(1)
+    assert len(site.feedback()) == count
+
+
+def test_what_a_reply_says_is_never_run(visit: Visit, site: Site) -> None:
+    """Replies are put into the page as Markdown; one that holds HTML and scripts shows them."""
+    page = visit.page
+    hostile = "<img src=x onerror=window.hacked=1> <b>bold?</b>\n\n[x](javascript:window.hacked=1)\n\n![p](http://evil.invalid/p)"
+    chunks = [
+        {"id": "r", "model": "v0", "plaudit": {"receipt": "x", "policy_version": "v0"}, "choices": []},
+        {"choices": [{"delta": {"content": hostile}}]},
+        {"choices": [{"delta": {}, "finish_reason": "stop"}]},
+    ]
+    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    visit.say("Break out")
+    visit.replied()
+    expect(page.locator(".markdown")).to_contain_text("<b>bold?</b>")
+    assert page.locator(".markdown img, .markdown b").count() == 0
+    assert page.locator(".markdown a[href^=javascript]").count() == 0
+    assert page.evaluate("window.hacked") is None
+
+
+def test_the_server_goes_and_comes_back(browser: Browser, site: Site) -> None:
+    with visiting(browser, site) as visit:
+        page = visit.page
+        visit.say("Are you there?")
+        visit.replied()
+        before = len(site.feedback())
+        site.do(site.stop_server())
+        try:
+            good(page).click()
+            expect(page.get_by_role("alert")).to_contain_text("can’t be reached")
+            expect(good(page)).to_have_attribute("aria-pressed", "true")
+            visit.say("And now?")
+            expect(page.locator(".problem")).to_be_visible()
+            page.get_by_label("Message", exact=True).fill("not lost")
+            page.reload()  # neither the vote nor the words are lost with the page
+            expect(page.get_by_label("Message", exact=True)).to_have_value("not lost")
+            expect(good(page)).to_have_attribute("aria-pressed", "true")
+            expect(page.locator(".waiting")).to_be_visible()
+            assert len(site.feedback()) == before
+        finally:
+            site.do(site.start_server())
+        page.get_by_role("button", name="Try now").click()
+        expect(page.get_by_role("alert")).to_have_count(0)
+        visit.sent()
+        (vote,) = site.feedback()[before:]
+        assert vote.thumb == Thumb.THUMB_UP
+        page.get_by_role("button", name="Retry").click()
+        visit.replied(2)
+        expect(page.locator(".problem")).to_have_count(0)
+        expect(page.get_by_label("Message", exact=True)).to_have_value("not lost")
+        assert [line for line in visit.complaints if "503" not in line] == []
+
+
+def test_a_version_arrives_while_a_reply_streams_and_the_reply_is_stopped(visit: Visit, site: Site) -> None:
+    """v1's replies end at 1,500 tokens only, so this one is still on its way when v2 is served."""
+    page = visit.page
+    site.deployment.publish_endless("v1")
+    site.serve("v1")
+    visit.say("Talk on")
+    expect(page.locator(".reply .version")).to_have_text("v1")
+    site.deployment.publish("v2", seed=3, parent="v1")
+    site.serve("v2")
+    stop = page.get_by_role("button", name="Stop")
+    expect(stop).to_be_visible()
+    expect(page.locator(".reply .version")).to_have_text("v1")
+    stop.click()
+    expect(page.locator(".aside")).to_have_text("Stopped.")
+    good(page).click()  # what was sampled can be voted on
+    visit.sent()
+    assert (site.feedback()[-1].policy_version, site.feedback()[-1].thumb) == ("v1", Thumb.THUMB_UP)
+    half = site.interaction(site.feedback()[-1].response_id)
+    assert half.policy_version == "v1"
+    assert len(half.reply_token_ids) < 1500
+    page.get_by_role("button", name="Another reply").click()
+    page.get_by_role("button", name="The second reply is better").wait_for()
+    expect(page.locator(".candidate .version")).to_have_text(["v1", "v2"])
+
+
+def test_keyboard_alone(visit: Visit, site: Site) -> None:
+    page = visit.page
+    expect(page.get_by_label("Message", exact=True)).to_be_focused()
+    page.keyboard.type("One")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("two")
+    page.keyboard.press("Enter")
+    visit.replied()
+    expect(page.locator(".said-text")).to_have_text("One\ntwo", use_inner_text=True)
+    page.keyboard.press("Escape")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("+")
+    visit.sent()
+    assert site.feedback()[-1].thumb == Thumb.THUMB_UP
+    page.keyboard.press("r")
+    page.locator(".better").first.wait_for()
+    page.keyboard.press("1")
+    visit.sent()
+    assert site.feedback()[-1].WhichOneof("verdict") == "preferred_over"
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_chinese(browser: Browser, site: Site) -> None:
+    with visiting(browser, site, locale="zh-CN") as visit:
+        page = visit.page
+        expect(page.get_by_role("heading", name="想了解什么？")).to_be_visible()
+        assert page.locator("html").get_attribute("lang") == "zh-Hans"
+        page.get_by_role("button", name="设置").click()
+        page.get_by_text("English", exact=True).click()
+        expect(page.get_by_role("dialog").get_by_role("heading", name="Settings")).to_be_visible()
+        page.keyboard.press("Escape")
+        page.reload()
+        expect(page.get_by_role("heading", name="What would you like to know?")).to_be_visible()
+        assert visit.complaints == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1100, 390])
+def test_no_accessibility_finding(browser: Browser, site: Site, theme: str, width: int) -> None:
+    size = {"width": width, "height": 800}
+    with visiting(browser, site, color_scheme=theme, viewport=size, reduced_motion="reduce") as visit:
+        page = visit.page
+        assert_accessible(page)
+        visit.say("Something")
+        visit.replied()
+        bad(page).click()
+        page.get_by_label("Comment").wait_for()
+        assert_accessible(page)
+        page.get_by_role("button", name="Another reply").click()
+        page.locator(".better").first.wait_for()
+        assert_accessible(page)
+        # Nothing hangs out of a narrow screen.
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.keyboard.press("Alt+n")
+        if width < 800:
+            page.get_by_role("button", name="Open menu").click()
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_role("dialog").wait_for()
+        assert_accessible(page)
+
+
+def assert_accessible(page: Page) -> None:
+    """No serious or critical finding of axe."""
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("async () => (await axe.run(document, { resultTypes: ['violations'] })).violations")
+    grave = [
+        (finding["id"], [node["html"] for node in finding["nodes"]])
+        for finding in found
+        if finding["impact"] in ("serious", "critical")
+    ]
+    assert grave == []
