@@ -19,7 +19,9 @@ export const theme = signal<Theme>(storedTheme === "light" || storedTheme === "d
 
 const storedLanguage = load<unknown>("language", null);
 export const language = signal<Language>(
-  storedLanguage === "en" || storedLanguage === "zh" ? storedLanguage : languageOf(navigator.languages),
+  storedLanguage === "en" || storedLanguage === "zh"
+    ? storedLanguage
+    : languageOf(globalThis.navigator?.languages ?? []),
 );
 
 /** Whether + − R and the like work without a modifier. */

@@ -27,14 +27,10 @@ export function Comparison({ conversation, turn, pair }: Props) {
             <ReplyText reply={reply} />
             {reply.state === "stopped" && <p class="aside">{t("stopped")}</p>}
             {ready && (
-              <button
-                type="button"
-                class="button better"
-                aria-label={index === 0 ? t("firstBetter") : t("secondBetter")}
-                onClick={() => choose(reply.id)}
-              >
+              <button type="button" class="button better" onClick={() => choose(reply.id)}>
                 <Icon name="check" size={16} />
                 {t("thisBetter")}
+                <span class="visually-hidden">{index === 0 ? t("first") : t("second")}</span>
               </button>
             )}
           </div>

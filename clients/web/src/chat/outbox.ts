@@ -18,6 +18,7 @@ export class Outbox {
   private readonly refused: (entry: Entry, problem: Problem) => void;
   private readonly held: (problem: Problem) => void;
   private sending: Promise<void> | null = null;
+  private wanted = false;
 
   /** refused: the server will never take this one. held: nothing can be sent for now. */
   constructor(
@@ -40,10 +41,21 @@ export class Outbox {
 
   /** Send what waits, until all is sent or something keeps the rest from being sent. */
   flush(): Promise<void> {
-    this.sending ??= this.run().finally(() => {
-      this.sending = null;
-    });
+    this.wanted = true;
+    this.sending ??= this.drain();
     return this.sending;
+  }
+
+  /** What is added while the last entry is on its way wants another look. */
+  private async drain(): Promise<void> {
+    try {
+      while (this.wanted) {
+        this.wanted = false;
+        await this.run();
+      }
+    } finally {
+      this.sending = null;
+    }
   }
 
   /** Read again what is kept. */

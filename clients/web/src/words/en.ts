@@ -63,8 +63,6 @@ export const en = {
   first: "First reply",
   second: "Second reply",
   thisBetter: "This one is better",
-  firstBetter: "The first reply is better",
-  secondBetter: "The second reply is better",
   cannotSay: "I can’t say",
   preferredThis: "You found this one better",
   otherReplies: "Replies to this question",

@@ -65,8 +65,6 @@ export const zh: Record<keyof typeof en, string> = {
   first: "第一个回复",
   second: "第二个回复",
   thisBetter: "这个更好",
-  firstBetter: "第一个回复更好",
-  secondBetter: "第二个回复更好",
   cannotSay: "说不好",
   preferredThis: "你认为这个更好",
   otherReplies: "此问题的各个回复",
