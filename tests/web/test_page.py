@@ -135,8 +135,8 @@ def test_another_reply_is_compared_and_the_choice_can_be_changed(
         store.add(record)
     mine = [one for one in site.feedback() if one.response_id in (first.response_id, second.response_id)]
     assert [one.WhichOneof("verdict") for one in mine] == ["preferred_over", "preferred_over", "retraction"]
-    (standing,) = store.preferences(said.aspect, 10_000)[-1:]
-    assert list(standing.better.reply) == list(first.reply_token_ids)
+    (standing,) = store.preferences(said.aspect, 10_000)
+    assert standing.chosen.reply == tuple(first.reply_token_ids)
 
     # The conversation goes on with the reply that was chosen.
     visit.say("And then?")
