@@ -92,7 +92,7 @@ def build(settings: GatewaySettings, client: AsyncClient, metrics: GatewayMetric
         return as_caller(request)
 
     Operator = Annotated[AsyncClient, Depends(operators)]  # noqa: N806 - a type
-    policy = {200: {"model": versions.PolicyAnswer}}
+    policy: dict[int | str, dict[str, Any]] = {200: {"model": versions.PolicyAnswer}}
 
     @app.post("/v1/policies/{version}/promote", responses=policy)
     async def promote_policy(version: str, body: versions.Reason, caller: Operator) -> Response:

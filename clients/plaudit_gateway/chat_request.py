@@ -102,6 +102,7 @@ class ChatCompletionRequest(Strict):
     metadata: dict[str, str] | None = None
     parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: str | None = None
     safety_identifier: str | None = None
     service_tier: Literal["auto", "default"] | None = None
@@ -112,6 +113,7 @@ class ChatCompletionRequest(Strict):
     function_call: Literal["none", "auto"] | None = None
     functions: Nothing | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    moderation: None = None
     modalities: list[Literal["text"]] | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
     prediction: None = None

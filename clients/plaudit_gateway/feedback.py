@@ -110,7 +110,5 @@ async def submit(body: Feedback, client: AsyncClient) -> dict[str, str]:
         raise from_client(error, _NAMES) from None
     where = durability.value.replace(" ", "_")
     if where not in ("event_log", "outbox"):
-        raise Wrong(
-            500, f"the server took it, and keeps it in a place that is not known here: {where}", code="internal"
-        )
+        raise Wrong(500, f"the server took it, but where to is not known here: {where}", code="internal")
     return {"durability": where}
