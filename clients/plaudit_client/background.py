@@ -20,6 +20,11 @@ from plaudit_client.errors import Cancelled
 
 T = TypeVar("T")
 
+_FORKED = (
+    "gRPC was used by a client of this process's parent, and does not survive the fork: make no client before, "
+    "and one in each process after it"
+)
+
 
 class Closing(Protocol):
     """What is to be closed before the loop ends."""
@@ -51,7 +56,7 @@ class Background:
         """
         if not self.here():
             coroutine.close()
-            raise RuntimeError("this client was made before the process forked: make one in each process, instead")
+            raise RuntimeError(_FORKED)
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("a synchronous client cannot be used inside its own event loop")
@@ -115,10 +120,12 @@ _starting = threading.Lock()
 
 
 def background() -> Background:
-    """The one of this process."""
+    """The one of this process. Raises RuntimeError in a child of a process that had one: gRPC would hang there."""
     global _shared  # noqa: PLW0603
     with _starting:
-        if _shared is None or not _shared.here():
+        if _shared is not None and not _shared.here():
+            raise RuntimeError(_FORKED)
+        if _shared is None:
             _shared = Background()
             atexit.register(_shared.close)
         return _shared
