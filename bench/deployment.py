@@ -66,7 +66,9 @@ async def running(data: Path, *options: str, servers: int = 1) -> AsyncIterator[
             async with AsyncExitStack() as stack:
                 clients = [
                     await stack.enter_async_context(
-                        AsyncClient(f"127.0.0.1:{port + index}", control=f"127.0.0.1:{control_port + index}")
+                        AsyncClient(
+                            f"127.0.0.1:{port + index}", control=f"127.0.0.1:{control_port + index}", keep_feedback=0
+                        )
                     )
                     for index in range(servers)
                 ]
