@@ -1,4 +1,4 @@
-"""One real server and one gateway before it, for all tests of a file; both on free ports, in a loop of their own."""
+"""One real server and one gateway before it, for all tests here; both on free ports, in a loop of their own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import httpx
 import pytest
@@ -39,7 +40,8 @@ class Gateway:
 
     def metric(self, name: str, **labels: str) -> float:
         """A sample of the server's metrics, or the sum of several."""
-        families = text_string_to_metric_families(httpx.get(self.metrics).text)
+        with urlopen(self.metrics, timeout=10) as answer:  # noqa: S310 - our own
+            families = list(text_string_to_metric_families(answer.read().decode()))
         samples = [sample for family in families for sample in family.samples if sample.name == name]
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
@@ -110,7 +112,7 @@ def in_a_thread(serve: Callable[[asyncio.Event, Callable[[Any], None]], Any]) ->
             raise failure[0]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def served(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_model_sha256: str) -> Iterator[Gateway]:
     """v1 answers, and ends its replies at max_tokens only: they can be caught running."""
     root = tmp_path_factory.mktemp("gateway")

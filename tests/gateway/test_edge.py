@@ -34,7 +34,7 @@ def problem(answer: httpx.Response) -> dict[str, Any]:
 
 def test_a_foreign_name_is_refused(http: httpx.Client) -> None:
     """DNS rebinding: a page of evil.example whose name now leads here is not our own page."""
-    for host in ("evil.example", "evil.example:8080", "127.0.0.1.evil.example", "", "[::1].evil.example"):
+    for host in ("evil.example", "evil.example:8080", "127.0.0.1.evil.example", "[::1].evil.example"):
         answer = http.get("/v1/models", headers={"Host": host})
         assert (answer.status_code, problem(answer)["code"]) == (403, "wrong_host"), host
     for host in ("localhost:1", "127.0.0.1", "[::1]:8080", "LOCALHOST"):
@@ -74,8 +74,9 @@ def test_cors_is_off(http: httpx.Client) -> None:
         (b'{"model": "\xff"}', "not JSON in UTF-8"),
         (b"[" * 30_000, "not JSON"),
         (b'{"model": "plaudit", "messages": [{"role": "user", "content": "\\ud800"}]}', "messages[0].content"),
-        (b'{"model": "plaudit", "messages": [], "temperature": NaN}', "temperature"),
-        (b'{"model": "plaudit", "messages": [], "seed": ' + b"9" * 5000 + b"}", ""),
+        (b'{"model": "plaudit", "messages": [{"role": "user", "content": "x"}], "top_p": NaN}', "top_p"),
+        (b'{"model": "plaudit", "messages": [{"role": "user", "content": "x"}], "seed": 1e400}', "seed"),
+        (b'{"model": "plaudit", "seed": ' + b"9" * 5000 + b"}", "not JSON"),
     ],
 )
 def test_what_is_no_request_is_refused_in_words(http: httpx.Client, body: bytes, says: str) -> None:
@@ -170,8 +171,10 @@ async def test_no_server_no_answer_but_in_words() -> None:
 async def test_the_unforeseen_shows_a_number_and_quotes_nobody(caplog: pytest.LogCaptureFixture) -> None:
     app, _ = made()
 
+    said = "what Ann said"
+
     async def broken() -> None:
-        raise RuntimeError("what Ann said")
+        raise RuntimeError(said)
 
     app.add_api_route("/broken", broken)
     async with calling(app) as http:
@@ -242,3 +245,11 @@ def test_names_are_checked_on_loopback_or_when_given() -> None:
     hosts = GatewaySettings(listen="0.0.0.0:1", allow_insecure=True, allow_host=["Chat.Example"]).hosts
     assert hosts is not None
     assert "chat.example" in hosts
+
+
+async def test_the_loop_needs_a_control_plane() -> None:
+    app, _ = made()
+    async with calling(app) as http:
+        for path in ("/v1/loop", "/v1/loop/events"):
+            answer = await http.get(path)
+            assert (answer.status_code, problem(answer)["code"]) == (404, "no_control")

@@ -76,7 +76,7 @@ async def test_a_reply_that_breaks_off_says_so(script: Script, client: AsyncOpen
 
 async def _read(stream: AsyncStream[ChatCompletionChunk], pieces: list[str | None]) -> None:
     async for chunk in stream:
-        pieces.append(chunk.choices[0].delta.content)
+        pieces += [chunk.choices[0].delta.content]
 
 
 async def test_leaving_an_endless_reply_ends_it(script: Script, client: AsyncOpenAI) -> None:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from plaudit.events import FEEDBACK, open_log
+from plaudit.events import FEEDBACK, from_beginning, open_log
 from plaudit.v1.events_pb2 import Feedback
 from tests.gateway.conftest import Gateway
 from tests.gateway.test_openai import HELLO
@@ -22,8 +22,7 @@ def receipt(client: OpenAI, user: str = "ann") -> str:
 
 def written(served: Gateway) -> list[Feedback]:
     with open_log(served.deployment.event_log) as log:
-        records, _ = log.read(FEEDBACK, None, 1000)
-    return [Feedback.FromString(record.value) for record in records]
+        return [Feedback.FromString(entry.value) for entry in log.read(from_beginning(log, FEEDBACK))]
 
 
 def test_each_statement_is_durable_and_says_where(served: Gateway, client: OpenAI, http: httpx.Client) -> None:

@@ -8,9 +8,11 @@ import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from plaudit.v1 import chat_pb2
 from plaudit_server.rpc import Addresses
@@ -93,21 +95,19 @@ async def test_it_ends_with_its_parent() -> None:
         assert await asyncio.wait_for(process.wait(), 30) == 0
 
 
-async def test_a_port_that_is_taken_and_files_that_are_none() -> None:
-    async with started("--server=127.0.0.1:1") as (_, url):
-        taken = await _fails(f"--listen={url.removeprefix('http://')}")
-        assert taken.startswith("plaudit-gateway: cannot listen at 127.0.0.1:")
-    assert "No such file" in await _fails("--server-ca=none.pem")
-
-
-async def _fails(*arguments: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "plaudit_gateway.app", *arguments, stderr=asyncio.subprocess.PIPE
-    )
-    _, errors = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 1
-    assert "Traceback" not in errors.decode()
-    return errors.decode()
+async def test_what_it_cannot_start_with_is_named(issue: Issue, tmp_path: Path) -> None:
+    nobody = Addresses("127.0.0.1:1", "127.0.0.1:1")
+    async with gateway(nobody) as url:
+        with pytest.raises(OSError, match="cannot listen at 127.0.0.1"):
+            await gateway(nobody, listen=url.removeprefix("http://")).__aenter__()
+    with pytest.raises(OSError, match="No such file"):
+        await gateway(nobody, server_ca=tmp_path / "none.pem").__aenter__()
+    one, other = issue("localhost", file="one"), issue("localhost", file="other")
+    with pytest.raises(ValueError, match="must be a certificate chain and its unencrypted key"):
+        await gateway(nobody, tls_certificate=one.chain, tls_key=other.key).__aenter__()
+    (tmp_path / "empty.key").write_text("\n")
+    with pytest.raises(ValueError, match="must hold an API key"):
+        await gateway(nobody, observe_key_file=tmp_path / "empty.key").__aenter__()
 
 
 async def test_tls_and_a_renewed_certificate(issue: Issue) -> None:
