@@ -73,6 +73,17 @@ class TextFormat(Strict):
 class ChatCompletionRequest(Strict):
     """A conversation, and how to sample the reply to it."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "model": OWN_MODEL,
+                "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+                "max_completion_tokens": 64,
+                "user": "ann",
+            }
+        }
+    )
+
     model: Annotated[str, Field(min_length=1)]
     """`plaudit`: the version that the router chooses; or a version, for instance `v3`."""
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=256)]

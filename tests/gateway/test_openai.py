@@ -50,7 +50,7 @@ def test_a_stream_is_the_same_reply_in_pieces(client: OpenAI) -> None:
     chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
     first, *middle, ended, last = chunks
     assert first.choices[0].delta.role == "assistant"
-    assert first.to_dict()["plaudit"] == {"receipt": first.to_dict()["plaudit"]["receipt"], "policy_version": "v1"}  # type: ignore[index]
+    assert first.to_dict()["plaudit"] == {"receipt": first.to_dict()["plaudit"]["receipt"], "policy_version": "v1"}
     assert len(middle) > 1, "streamed, not sent in one piece"
     assert "".join(chunk.choices[0].delta.content or "" for chunk in middle) == whole.choices[0].message.content
     assert ended.choices[0].finish_reason == "length"

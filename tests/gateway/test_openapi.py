@@ -23,7 +23,11 @@ expected-statuses = ["400", "401", "403", "404", "405", "413", "415", "429"]
 
 def test_schemathesis_finds_nothing(served: Gateway, tmp_path: Path) -> None:
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
-    command = [Path(sys.executable).with_name("schemathesis"), "--config-file", tmp_path / "schemathesis.toml"]
+    command: list[str | Path] = [
+        Path(sys.executable).with_name("schemathesis"),
+        "--config-file",
+        tmp_path / "schemathesis.toml",
+    ]
     command += ["run", f"{served.url}/v1/openapi.json", "--checks=all", "--max-examples=10", "--seed=1"]
     command += ["--generation-deterministic", "--phases=examples,coverage,fuzzing"]
     command += ["--exclude-path=/v1/loop/events", "--continue-on-failure", "--request-timeout=20", "--no-color"]
