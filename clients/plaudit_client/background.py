@@ -12,13 +12,20 @@ import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 from plaudit_client.errors import Cancelled
 
 T = TypeVar("T")
+
+_FORKED = (
+    "gRPC was used by a client of this process's parent, and does not survive the fork: make no client before, "
+    "and one in each process after it"
+)
 
 
 class Closing(Protocol):
@@ -51,7 +58,7 @@ class Background:
         """
         if not self.here():
             coroutine.close()
-            raise RuntimeError("this client was made before the process forked: make one in each process, instead")
+            raise RuntimeError(_FORKED)
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("a synchronous client cannot be used inside its own event loop")
@@ -115,10 +122,12 @@ _starting = threading.Lock()
 
 
 def background() -> Background:
-    """The one of this process."""
+    """The one of this process. Raises RuntimeError in a child of a process that had one: gRPC would hang there."""
     global _shared  # noqa: PLW0603
     with _starting:
-        if _shared is None or not _shared.here():
+        if _shared is not None and not _shared.here():
+            raise RuntimeError(_FORKED)
+        if _shared is None:
             _shared = Background()
             atexit.register(_shared.close)
         return _shared
@@ -147,40 +156,44 @@ async def _end(open_: list[Closing]) -> None:
 
 
 async def _pulled(items: Iterable[T], loop: asyncio.AbstractEventLoop) -> AsyncGenerator[T, None]:
-    handed: asyncio.Queue[tuple[T] | BaseException | None] = asyncio.Queue(maxsize=1)
-    waiting: Future[None] | None = None
-    left = threading.Event()
+    asked: SimpleQueue[asyncio.Future[tuple[T] | None] | None] = SimpleQueue()
 
     def pull() -> None:
-        def hand(what: tuple[T] | BaseException | None) -> None:
-            nonlocal waiting
-            waiting = asyncio.run_coroutine_threadsafe(handed.put(what), loop)
-            waiting.result()
-
-        with suppress(CancelledError, RuntimeError):  # nobody reads any more
+        iterator = None
+        while (following := asked.get()) is not None:
             try:
-                for item in items:
-                    if left.is_set():
-                        return
-                    hand((item,))
+                iterator = iter(items) if iterator is None else iterator
+                item = (next(iterator),)
+            except StopIteration:
+                tell = partial(_settle, following, None)
             except Exception as error:  # noqa: BLE001 - it is the reader's to raise
-                hand(error)
+                tell = partial(_fail, following, error)
             else:
-                hand(None)
+                tell = partial(_settle, following, item)
+            with suppress(RuntimeError):  # the loop is closed: the interpreter ends
+                loop.call_soon_threadsafe(tell)
 
     # Not a pool's thread, which the interpreter would wait for at its end, however long an item takes.
     threading.Thread(target=pull, name="plaudit_client statements", daemon=True).start()
     try:
-        while (what := await handed.get()) is not None:
-            if isinstance(what, BaseException):
-                raise what
-            yield what[0]
+        while True:
+            following: asyncio.Future[tuple[T] | None] = loop.create_future()
+            asked.put(following)
+            if (item := await following) is None:
+                return
+            yield item[0]
     finally:
-        left.set()
-        if waiting is not None:
-            waiting.cancel()
-        while not handed.empty():
-            handed.get_nowait()
+        asked.put(None)
+
+
+def _settle(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():  # nobody waits any more
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
 
 
 def _without_grpc_noise(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -151,7 +151,7 @@ class Kept:
                     await self._deliver()
             except TimeoutError:
                 logger.warning(
-                    "%d statements of feedback could not be sent and are lost; a feedback_file would have kept them",
+                    "feedback that could not be sent and is lost: %d statements; a feedback_file would have kept them",
                     len(self),
                 )
         if self._sending is not None:

@@ -36,7 +36,7 @@ class _Face:
 def _like(function: Callable[P, R], method: Callable[..., Any]) -> Callable[P, R]:
     """For `help`: the signature of `method`, with what `function` really returns."""
     signature = inspect.signature(method)
-    returns = str(signature.return_annotation).removeprefix("Async").replace("Reply", "SyncReply")
+    returns = str(signature.return_annotation).removeprefix("Async").replace("Reply", "SyncReply")  # or Iterator
     function.__signature__ = signature.replace(return_annotation=returns)  # type: ignore[attr-defined]
     return function
 
@@ -73,6 +73,19 @@ def _reply(method: Callable[Concatenate[Any, P], Reply]) -> Callable[Concatenate
     return _like(begin, method)
 
 
+def _other(method: Callable[Concatenate[Any, P], AsyncClient]) -> Callable[Concatenate[Any, P], Client]:
+    """`method` as one that returns another synchronous client."""
+
+    @wraps(method)
+    def make(self: Any, /, *arguments: P.args, **options: P.kwargs) -> Client:
+        made = Client.__new__(Client)
+        made._background = self._background
+        made._inner = made._background.call(lambda: method(self._inner, *arguments, **options))
+        return made
+
+    return _like(make, method)
+
+
 class Client(_Face):
     """Talks to Plaudit's servers, from programs without an event loop; all of `AsyncClient`, and each call waits.
 
@@ -82,7 +95,7 @@ class Client(_Face):
                 print(text, end="")
             reply.thumbs_up()
 
-    One client serves all threads of a process. It does not survive a fork: make one in each process, after the fork.
+    One client serves all threads of a process. It does not survive a fork: make none before, and one in each process.
     """
 
     def __init__(
@@ -97,7 +110,10 @@ class Client(_Face):
         keep_feedback: int = 1000,
         feedback_file: str | Path | None = None,
     ) -> None:
-        """As `AsyncClient`; a client that is never closed is closed when the interpreter ends."""
+        """As `AsyncClient`; a client that is never closed is closed when the interpreter ends.
+
+        Raises RuntimeError where a parent process has made one before it forked.
+        """
         self._background = background()
         self._inner: AsyncClient = self._background.call(
             lambda: AsyncClient(
@@ -247,6 +263,8 @@ def _take_over(face: type[_Face], inner: type) -> None:
             setattr(face, name, _value(member))
         elif inspect.isasyncgenfunction(member):
             setattr(face, name, _each(member))
+        elif inspect.isfunction(member) and inspect.signature(member).return_annotation in {"Self", "AsyncClient"}:
+            setattr(face, name, _other(member))
 
 
 _take_over(Client, AsyncClient)

@@ -1,5 +1,6 @@
 """The routes, and the OpenAPI document that says so."""
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -11,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 import plaudit
 from plaudit_client import AsyncClient, PlauditError
-from plaudit_gateway import chat, errors, feedback, page, versions
+from plaudit_gateway import chat, errors, feedback, loop, page, versions
 from plaudit_gateway.chat_request import ChatCompletionRequest
 from plaudit_gateway.config import GatewaySettings
 from plaudit_gateway.edge import Edge
@@ -23,6 +24,8 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 }
 _STREAMED = {"schema": {"type": "string", "description": "Chunks of OpenAI's kind; the first has `plaudit`, too."}}
 
+_PICTURES = {"schema": {"type": "string", "description": "What /v1/loop answers, as one `data:` each."}}
+
 
 def api_key(request: Request) -> str:
     """The caller's; empty: none. Raises Wrong 401."""
@@ -33,10 +36,19 @@ def api_key(request: Request) -> str:
     return key.strip()
 
 
-def build(settings: GatewaySettings, client: AsyncClient, metrics: GatewayMetrics) -> FastAPI:
-    """The application; `client` is shared by all requests, each with its own key."""
+def build(
+    settings: GatewaySettings,
+    client: AsyncClient,
+    metrics: GatewayMetrics,
+    stopping: asyncio.Event,
+    observe_key: str = "",
+) -> FastAPI:
+    """The application; `client` is shared by all requests, each with its own key.
 
-    def as_caller(request: Request) -> AsyncClient:
+    `stopping` ends streams that have no end; `observe_key` is shown for those who read the loop without a key.
+    """
+
+    async def as_caller(request: Request) -> AsyncClient:  # else FastAPI would ask a thread
         try:
             return client.with_api_key(api_key(request))
         except PlauditError as error:
@@ -85,14 +97,19 @@ def build(settings: GatewaySettings, client: AsyncClient, metrics: GatewayMetric
         """Say one thing of one reply, or take it back. The answer means that it is durable."""
         return JSONResponse(await feedback.submit(body, caller))
 
-    def operators(request: Request) -> AsyncClient:
+    async def operators(request: Request) -> AsyncClient:
         if not controlled:
             message = "this gateway knows no control plane; start it with --control HOST:PORT"
             raise errors.Wrong(404, message, code="no_control")
-        return as_caller(request)
+        return await as_caller(request)
+
+    async def observers(request: Request) -> AsyncClient:
+        caller = await operators(request)
+        return caller if api_key(request) or not observe_key else client.with_api_key(observe_key)
 
     Operator = Annotated[AsyncClient, Depends(operators)]  # noqa: N806 - a type
-    policy = {200: {"model": versions.PolicyAnswer}}
+    Observer = Annotated[AsyncClient, Depends(observers)]  # noqa: N806 - a type
+    policy: dict[int | str, dict[str, Any]] = {200: {"model": versions.PolicyAnswer}}
 
     @app.post("/v1/policies/{version}/promote", responses=policy)
     async def promote_policy(version: str, body: versions.Reason, caller: Operator) -> Response:
@@ -108,6 +125,16 @@ def build(settings: GatewaySettings, client: AsyncClient, metrics: GatewayMetric
     async def share_policy(version: str, body: versions.Share, caller: Operator) -> Response:
         """Give a version a share of conversations: it becomes the canary."""
         return JSONResponse(await versions.set_share(version, body, caller))
+
+    @app.get("/v1/loop", responses={200: {"model": loop.Picture}})
+    async def get_loop(caller: Observer) -> Response:
+        """How learning goes, and the versions that came of it."""
+        return JSONResponse(await loop.now(caller))
+
+    @app.get("/v1/loop/events", responses={200: {"content": {"text/event-stream": _PICTURES}}}, response_class=Response)
+    async def watch_loop(request: Request, caller: Observer) -> Response:
+        """What /v1/loop answers, now and whenever it changes; without end."""
+        return await loop.events(request, caller, stopping)
 
     @app.get("/v1/page", responses={200: {"model": page.About}})
     async def about() -> Response:
@@ -140,10 +167,11 @@ def build(settings: GatewaySettings, client: AsyncClient, metrics: GatewayMetric
 
 
 def _tell_the_truth(app: FastAPI) -> None:
-    """FastAPI documents its own 422, which on_invalid never answers."""
+    """FastAPI documents a 422, which on_invalid never answers; and a key is only needed where servers ask for one."""
     document = app.openapi()
     for path in document["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)
+            operation["security"] = [{}, *operation["security"]]
     for unused in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(unused, None)

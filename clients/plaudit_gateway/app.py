@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -62,6 +63,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, started: asyncio.F
     from prometheus_client import CollectorRegistry, start_http_server
 
     from plaudit_client import AsyncClient
+    from plaudit_gateway import certificate
     from plaudit_gateway.api import build
     from plaudit_gateway.metrics import GatewayMetrics
 
@@ -99,10 +101,14 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, started: asyncio.F
             )
         )
         sock = down.enter_context(_listen(settings.listen))
-        scheme = "http" if settings.tls_certificate is None else "https"
-        url = f"{scheme}://{settings.listen.rpartition(':')[0]}:{sock.getsockname()[1]}"
+        tls: ssl.SSLContext | None = None
+        if settings.tls_certificate is not None and settings.tls_key is not None:
+            tls = certificate.context(settings.tls_certificate, settings.tls_key)
+            renewing = asyncio.create_task(certificate.renew(tls, settings.tls_certificate, settings.tls_key))
+            down.callback(renewing.cancel)
+        url = f"{'http' if tls is None else 'https'}://{settings.listen.rpartition(':')[0]}:{sock.getsockname()[1]}"
         config = uvicorn.Config(
-            build(settings, client, metrics),
+            build(settings, client, metrics, stop, _observe_key(settings)),
             http="h11",
             ws="none",
             lifespan="off",
@@ -112,8 +118,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, started: asyncio.F
             server_header=False,
             limit_concurrency=settings.max_connections,
             timeout_graceful_shutdown=settings.drain_seconds,
-            ssl_certfile=settings.tls_certificate,
-            ssl_keyfile=settings.tls_key,
+            ssl_context_factory=None if tls is None else lambda *_: tls,
         )
         server = Server(config)
         serving = asyncio.create_task(server.serve([sock]), name="serve")
@@ -133,6 +138,15 @@ def _listen(address: str) -> socket.socket:
         return socket.create_server((host, int(port)), family=family, backlog=2048)
     except OSError as error:
         raise OSError(f"cannot listen at {address}: {error.strerror or error}") from None
+
+
+def _observe_key(settings: GatewaySettings) -> str:
+    if settings.observe_key_file is None:
+        return ""
+    key = settings.observe_key_file.read_text().strip()
+    if not key:
+        raise ValueError(f"{settings.observe_key_file} is empty; it must hold an API key")
+    return key
 
 
 def _credentials(settings: GatewaySettings) -> grpc.ChannelCredentials | None:

@@ -73,6 +73,17 @@ class TextFormat(Strict):
 class ChatCompletionRequest(Strict):
     """A conversation, and how to sample the reply to it."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "model": OWN_MODEL,
+                "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+                "max_completion_tokens": 64,
+                "user": "ann",
+            }
+        }
+    )
+
     model: Annotated[str, Field(min_length=1)]
     """`plaudit`: the version that the router chooses; or a version, for instance `v3`."""
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=256)]
@@ -102,6 +113,7 @@ class ChatCompletionRequest(Strict):
     metadata: dict[str, str] | None = None
     parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: str | None = None
     safety_identifier: str | None = None
     service_tier: Literal["auto", "default"] | None = None
@@ -112,6 +124,7 @@ class ChatCompletionRequest(Strict):
     function_call: Literal["none", "auto"] | None = None
     functions: Nothing | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    moderation: None = None
     modalities: list[Literal["text"]] | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
     prediction: None = None

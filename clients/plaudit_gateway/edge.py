@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 import traceback
 import uuid
@@ -134,7 +135,5 @@ class _Body:
 
 
 def _name(host: str) -> str:
-    """Of a Host header, without the port."""
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]
+    """Of a Host header, without the port; what is no name stays whole."""
+    return re.sub(r":\d*$", "", host) if re.fullmatch(r"(\[[\da-f:.]+\]|[^:]+)(:\d*)?", host) else host

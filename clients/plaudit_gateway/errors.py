@@ -148,9 +148,8 @@ async def on_http(request: Request, error: Exception) -> JSONResponse:
         detail = f"{request.method} cannot be done here"
     elif status == 400:  # FastAPI's, of a body that cannot be read
         detail = "the body is not JSON in UTF-8"
-    return Wrong(
-        status, detail, code=_CODES.get(status, "bad_request"), headers=getattr(error, "headers", None)
-    ).response()
+    headers = getattr(error, "headers", None)
+    return Wrong(status, detail, code=_CODES.get(status, "bad_request"), headers=headers).response()
 
 
 _CONTENT = 'must be a string, or a list of {"type": "text", "text": "…"}: this model reads text only'

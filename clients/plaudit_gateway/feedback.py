@@ -60,17 +60,17 @@ class Retraction(Statement):
 
 
 def _kind(body: Any) -> str | None:
-    """None unless exactly one thing is said."""
+    """None unless exactly one thing is said. In parentheses: what stands so in an error's path is no field."""
     said = [kind for kind in _KINDS if isinstance(body, dict) and kind in body]
-    return said[0] if len(said) == 1 else None
+    return f"({said[0]})" if len(said) == 1 else None
 
 
 Feedback: TypeAlias = Annotated[
-    Annotated[Thumb, Tag("thumb")]
-    | Annotated[Rating, Tag("rating")]
-    | Annotated[Preference, Tag("preferred_over")]
-    | Annotated[Comment, Tag("comment")]
-    | Annotated[Retraction, Tag("retract")],
+    Annotated[Thumb, Tag("(thumb)")]
+    | Annotated[Rating, Tag("(rating)")]
+    | Annotated[Preference, Tag("(preferred_over)")]
+    | Annotated[Comment, Tag("(comment)")]
+    | Annotated[Retraction, Tag("(retract)")],
     Discriminator(
         _kind,
         custom_error_type="verdict",
@@ -110,7 +110,5 @@ async def submit(body: Feedback, client: AsyncClient) -> dict[str, str]:
         raise from_client(error, _NAMES) from None
     where = durability.value.replace(" ", "_")
     if where not in ("event_log", "outbox"):
-        raise Wrong(
-            500, f"the server took it, and keeps it in a place that is not known here: {where}", code="internal"
-        )
+        raise Wrong(500, f"the server took it, but where to is not known here: {where}", code="internal")
     return {"durability": where}

@@ -18,8 +18,8 @@ _POLICY = (
 )
 _HEADERS = {"Content-Security-Policy": _POLICY, "Cross-Origin-Opener-Policy": "same-origin"}
 _NOT_BUILT = (
-    "Plaudit's web page is not built here. In a checkout of the repository: `make page` (it needs Node), then reload; "
-    "wheels carry it. The API works without it: see /v1/openapi.json.\n"
+    "Plaudit's web page is not built here. In a checkout of the repository: `make page` (it needs Node), then start "
+    "the gateway again; wheels carry it. The API works without it: see /v1/openapi.json.\n"
 )
 
 
@@ -45,7 +45,8 @@ class _Files(StaticFiles):
 
 def serve(app: FastAPI, directory: Path = BUILT) -> None:
     """Serve `/`, `/assets/…` and the other files that stand in `directory` itself."""
-    app.mount("/assets", _Files(directory=directory / "assets", check_dir=False))
+    if (directory / "assets").is_dir():
+        app.mount("/assets", _Files(directory=directory / "assets"))
 
     async def index(request: Request) -> Response:
         file = directory / "index.html"

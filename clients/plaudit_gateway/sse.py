@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
@@ -72,10 +72,9 @@ class EventStream(Response):
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
+        """One answer."""
+        with suppress(Gone):
             await _unless_gone(receive, self._send(send))
-        except Gone:
-            pass
 
     async def _send(self, send: Send) -> None:
         async with aclosing(self._events) as events:

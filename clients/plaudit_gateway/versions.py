@@ -72,7 +72,7 @@ class PolicyAnswer(Strict):
 
 
 async def models(client: AsyncClient, *, controlled: bool) -> list[dict[str, Any]]:
-    """`plaudit`, and the versions that are loaded, if there is a control plane and the caller may ask it. Raises Wrong."""
+    """`plaudit`, and the versions that are loaded, if the caller may know them. Raises Wrong."""
     own: dict[str, Any] = {"id": OWN_MODEL, "object": "model", "created": 0, "owned_by": "plaudit"}
     if not controlled:
         return [own]
