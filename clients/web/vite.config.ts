@@ -1,4 +1,5 @@
-import { defineConfig } from "vitest/config";
+/// <reference types="vitest/config" />
+import { defineConfig } from "vite";
 import { scripted } from "./dev/scripted.ts";
 
 // With PLAUDIT_GATEWAY=http://127.0.0.1:8080 `npm run dev` works on a real gateway; without it, on a scripted one.

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from playwright.sync_api import Browser, ConsoleMessage, Page
 
-from plaudit.events import FEEDBACK, INTERACTIONS, from_beginning, open_log
-from plaudit.v1.events_pb2 import Feedback, Interaction
+from plaudit.events import FEEDBACK, INTERACTIONS, PROGRESS, Record, from_beginning, open_log
+from plaudit.v1.events_pb2 import Feedback, Interaction, Progress
+from plaudit.v1.loop_pb2 import LearnerReport, RoundReport
 from plaudit_client import AsyncClient
 from plaudit_server.rpc import Addresses
 from tests.fixtures_server import Deployment, until_serving
@@ -76,6 +77,14 @@ class Site:
     def feedback(self) -> list[Feedback]:
         return [Feedback.FromString(value) for value in self.records(FEEDBACK)]
 
+    def report(self, key: str, report: LearnerReport | RoundReport) -> None:
+        """Say in the event log what a learner would say of itself."""
+        report.time.GetCurrentTime() if isinstance(report, LearnerReport) else report.started_at.GetCurrentTime()
+        progress = Progress(schema_version=1)
+        (progress.learner if isinstance(report, LearnerReport) else progress.round).MergeFrom(report)  # type: ignore[arg-type]
+        with open_log(self.deployment.event_log) as log:
+            log.append([Record(PROGRESS, key, progress.SerializeToString())])
+
     def interaction(self, response_id: str) -> Interaction:
         """The reply of that id, once it is in the event log: that may be after the page has all of it."""
         until = time.monotonic() + WAIT / 1000
@@ -128,7 +137,9 @@ class Visit:
 @contextmanager
 def visiting(browser: Browser, site: Site, **options: Any) -> Iterator[Visit]:
     """Opens the page, as `options` of a browser context say."""
-    context = browser.new_context(**{"locale": "en-GB", "viewport": {"width": 1100, "height": 800}, **options})
+    context = browser.new_context(
+        **{"locale": "en-GB", "viewport": {"width": 1100, "height": 800}, "reduced_motion": "reduce", **options}
+    )
     try:
         visit = Visit(context.new_page(), site.url)
         visit.page.goto(site.url)

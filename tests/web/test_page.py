@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from plaudit.v1.feedback_pb2 import Thumb
+from plaudit.v1.loop_pb2 import LearnerReport, RoundReport
 from plaudit_learner.experience.store import Experience
 from tests.web.site import WAIT, Site, Visit, visiting
 
@@ -297,7 +299,7 @@ def test_chinese(browser: Browser, site: Site) -> None:
 @pytest.mark.parametrize("width", [1100, 390])
 def test_chat_has_no_accessibility_finding(browser: Browser, site: Site, width: int) -> None:
     size = {"width": width, "height": 800}
-    with visiting(browser, site, viewport=size, reduced_motion="reduce") as visit:
+    with visiting(browser, site, viewport=size) as visit:
         page = visit.page
         assert_accessible(page)
         visit.say("Something")
@@ -315,6 +317,72 @@ def test_chat_has_no_accessibility_finding(browser: Browser, site: Site, width: 
         page.get_by_role("button", name="Settings").click()
         page.get_by_role("dialog").wait_for()
         assert_accessible(page)
+
+
+def test_the_loop_is_shown_live_and_operators_promote_and_roll_back(browser: Browser, site: Site) -> None:
+    """Here, v1 and v2 were made by the test above. What the learner would report is said in its place."""
+    learner = LearnerReport(stage="waiting", new_votes=7, votes_per_round=40)
+    learner.stage_since.GetCurrentTime()
+    for version, up, down in (("v0", 30, 70), ("v1", 60, 40)):
+        learner.approvals.add(policy_version=version, up=up, down=down, low=0.2, high=0.8)
+        learner.buckets.add(seconds=60, policy_version=version, up=up, down=down).start.FromSeconds(1_790_000_000)
+    site.report("learner", learner)
+    first = RoundReport(number=1, parent="v0", reference="v0", votes=100, updates_planned=4, kl_budget=0.5)
+    first.heads.add(aspect="quality", auc=0.71, accuracy=0.66, ece=math.nan, judgements=90)
+    for update in (1, 2):
+        first.updates.add(number=update, reward=0.1 * update, kl=0.05 * update)
+    site.report("round-1", first)
+    with visiting(browser, site) as visit:
+        page = visit.page
+        page.get_by_role("link", name="Loop", exact=True).click()
+        stage = page.get_by_role("region", name="Learner")
+        expect(stage).to_contain_text("7 of 40 votes for the next round")
+        figures = page.get_by_role("region", name="Approval by version")
+        figures.locator("summary").click()
+        expect(figures.locator("tbody tr").nth(1)).to_have_text(re.compile("v1.*60.*20.*80"))
+        expect(page.get_by_role("img", name=re.compile("Approval|Votes|Reward|PPO"))).to_have_count(5)
+        expect(page.get_by_role("region", name="Reward model").locator("tbody")).to_contain_text("0.71")
+        assert drawn(page) == [True] * 5
+        assert_accessible(page)
+
+        learner.stage = "improving"
+        site.report("learner", learner)  # the page is told
+        expect(stage.locator("[aria-current=step]")).to_have_text("Improving the policy")
+        expect(stage).to_contain_text("Round 1: update 2 of at most 4")
+
+        page.get_by_role("button", name="Promote: v1").click()
+        page.get_by_label("Why").fill("people like it")
+        page.get_by_role("dialog").get_by_role("button", name="Promote").click()
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        site.serve("v1")
+        expect(page.locator(".releases li").first).to_contain_text("people like it")
+        page.get_by_role("button", name="Roll back: v1").click()
+        page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
+        site.serve("v2")
+        expect(page.locator(".tile").first).to_contain_text("v2")
+
+        side = page.get_by_role("region", name="Side by side")
+        side.get_by_label("Left").select_option("v0")
+        side.get_by_label("Right").select_option("v2")
+        recorded = len(site.interactions())
+        side.get_by_label("Prompt").fill("The same to both")
+        side.get_by_role("button", name="Compare").click()
+        expect(side.locator(".candidate .markdown")).to_have_text([re.compile(r"\S"), re.compile(r"\S")])
+        expect(side.get_by_role("button", name="Compare")).to_be_enabled()
+        assert len(site.interactions()) == recorded
+        assert_accessible(page)
+        page.set_viewport_size({"width": 390, "height": 800})
+        assert_accessible(page)
+        assert page.evaluate("document.querySelector('.loop').scrollWidth") <= 390
+        assert visit.complaints == []
+
+
+def drawn(page: Page) -> list[bool]:
+    """Of each chart: whether anything is drawn on it."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll("canvas")].map((canvas) =>
+          canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.some((value) => value > 0))"""
+    )
 
 
 def assert_accessible(page: Page) -> None:

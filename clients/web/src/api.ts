@@ -148,7 +148,11 @@ export async function versions(key: string): Promise<string[]> {
 /** The loop now, and again whenever it changes; ends when the server ends it. */
 export async function* watchLoop(key: string, signal: AbortSignal): AsyncGenerator<Loop> {
   const response = await call(`${root}/loop/events`, key, { signal });
-  for await (const data of read(response, signal)) yield JSON.parse(data) as Loop;
+  for await (const data of read(response, signal)) {
+    const said = JSON.parse(data) as Loop & { error?: { type?: string; code?: string } };
+    if (said.error) throw new Problem(kindOfError(said.error), messageOf(said, ""));
+    yield said;
+  }
 }
 
 export type Step = { action: "promote" | "rollback"; version: string; reason: string };

@@ -2,7 +2,7 @@ import { useState } from "preact/hooks";
 import { keyWanted } from "../connection.ts";
 import { count, named, number, percent, t, when } from "../i18n.ts";
 import { settingsOpen } from "../Settings.tsx";
-import { approvalOf, canary, type Loop, runningRound, STAGES } from "./data.ts";
+import { approvalOf, canary, type Loop, runningRound, STAGES, withVersions } from "./data.ts";
 import { approvals, ppo, rewardModel, votes } from "./figures.ts";
 import { Plot } from "./Plot.tsx";
 import { Releases } from "./Releases.tsx";
@@ -21,7 +21,9 @@ export function LoopPage() {
       // biome-ignore lint/a11y/noNoninteractiveTabindex: what scrolls must be reachable by keyboard
       tabIndex={0}
     >
-      <div class="loop-inner">{loop ? <Content loop={loop} live={watched.live} /> : <Nothing {...watched} />}</div>
+      <div class="loop-inner">
+        {loop ? <Content loop={withVersions(loop)} live={watched.live} /> : <Nothing {...watched} />}
+      </div>
     </section>
   );
 }
@@ -59,7 +61,9 @@ function Note({ title, text, children }: { title: string; text: string; children
   );
 }
 
-function Content({ loop, live }: { loop: Loop; live: boolean }) {
+type Whole = Loop & { serving_version: string };
+
+function Content({ loop, live }: { loop: Whole; live: boolean }) {
   return (
     <>
       <p class={live ? "live on" : "live"}>
@@ -123,8 +127,8 @@ function Stage({ loop }: { loop: Loop }) {
           {t("learner")}: {named("stage", learner.stage)}
         </h2>
         <span class="hint">
-          {t("since", { time: when(new Date(learner.stage_since)) })} ·{" "}
-          {t("lastSeen", { time: when(new Date(learner.time)) })}
+          {learner.stage_since && `${t("since", { time: when(new Date(learner.stage_since)) })} · `}
+          {learner.time && t("lastSeen", { time: when(new Date(learner.time)) })}
         </span>
       </header>
       <ol class="stages">
@@ -151,7 +155,7 @@ function Stage({ loop }: { loop: Loop }) {
   );
 }
 
-function Tiles({ loop }: { loop: Loop }) {
+function Tiles({ loop }: { loop: Whole }) {
   const trial = canary(loop);
   const all = loop.learner?.approvals ?? [];
   const total = all.reduce((sum, { up, down }) => sum + up + down, 0);

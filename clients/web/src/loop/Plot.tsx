@@ -70,7 +70,7 @@ function useDark(): boolean {
   return theme.value === "auto" ? dark : theme.value === "dark";
 }
 
-export function Plot({ label, figure, height = 240 }: { label: string; figure: Figure; height?: number }) {
+export function Plot({ label, figure, height = 270 }: { label: string; figure: Figure; height?: number }) {
   const canvas = useRef<HTMLCanvasElement>(null);
   const chart = useRef<Chart | null>(null);
   const dark = useDark();

@@ -4,9 +4,9 @@ export type Approval = { policy_version: string; up: number; down: number; low: 
 export type VoteBucket = { start: string; seconds: number; policy_version: string; up: number; down: number };
 
 export type Learner = {
-  time: string;
+  time: string | null;
   stage: string;
-  stage_since: string;
+  stage_since: string | null;
   lag: number;
   new_votes: number;
   votes_per_round: number;
@@ -75,11 +75,36 @@ export type Loop = {
   learner: Learner | null;
   rounds: Round[];
   releases: Release[];
+  /** Empty if this caller may not list them. */
   policies: Policy[];
-  serving_version: string;
+  /** Null if this caller may not know. */
+  serving_version: string | null;
 };
 
 export const STAGES = ["waiting", "rewarding", "improving", "gating", "publishing"] as const;
+
+/** The loop with all that its steps say of the versions, for whoever may observe, but not list them. */
+export function withVersions(loop: Loop): Loop & { serving_version: string } {
+  const promoted = loop.releases.filter(({ policy_version, state }, index) => {
+    const last = loop.releases.findLastIndex((step) => step.policy_version === policy_version);
+    return last === index && state === "stable";
+  });
+  const serving = loop.serving_version ?? promoted.at(-1)?.policy_version ?? "v0";
+  if (loop.policies.length > 0) return { ...loop, serving_version: serving };
+  const last = new Map(loop.releases.map((step) => [step.policy_version, step]));
+  const policies = [...last.values()].map((step) => ({
+    version: step.policy_version,
+    parent: step.parent,
+    state: step.state === "stable" && step.policy_version !== serving ? "retired" : step.state,
+    reason: step.reason,
+    changed_at: step.time,
+    metrics: {},
+    checks: [],
+    reference: "",
+    share: step.share,
+  }));
+  return { ...loop, policies, serving_version: serving };
+}
 
 export function approvalOf(loop: Loop, version: string): Approval | undefined {
   return loop.learner?.approvals.find(({ policy_version }) => policy_version === version);
@@ -96,7 +121,7 @@ export function canary(loop: Loop): Policy | undefined {
 }
 
 /** What an operator may do with a version; the server has the last word. */
-export function steps(policy: Policy, serving: string): ("promote" | "rollback")[] {
+export function steps(policy: Policy, serving: string | null): ("promote" | "rollback")[] {
   const out: ("promote" | "rollback")[] = [];
   if (policy.state !== "rejected" && policy.version !== serving) out.push("promote");
   if (policy.version !== "v0" && (policy.state === "stable" || policy.state === "canary")) out.push("rollback");
