@@ -15,6 +15,16 @@ from plaudit_client.errors import (
     Unauthenticated,
     Unavailable,
 )
+from plaudit_client.loop_types import (
+    Approval,
+    LearnerReport,
+    Loop,
+    PpoUpdate,
+    ReleaseStep,
+    RewardModelHead,
+    RoundReport,
+    VoteBucket,
+)
 from plaudit_client.reply import Reply
 from plaudit_client.stream import Statement
 from plaudit_client.sync import Client, SyncReply
@@ -35,6 +45,7 @@ from plaudit_client.types import (
 )
 
 __all__ = [
+    "Approval",
     "AsyncClient",
     "Cancelled",
     "Client",
@@ -46,16 +57,22 @@ __all__ = [
     "Flushed",
     "GateCheck",
     "InvalidRequest",
+    "LearnerReport",
+    "Loop",
     "Message",
     "NotFound",
     "PermissionDenied",
     "PlauditError",
     "Policies",
     "Policy",
+    "PpoUpdate",
     "RefusedFeedback",
     "RefusedStatement",
+    "ReleaseStep",
     "Reply",
     "ResourceExhausted",
+    "RewardModelHead",
+    "RoundReport",
     "ServerError",
     "Settled",
     "Statement",
@@ -64,5 +81,6 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Usage",
+    "VoteBucket",
     "tls",
 ]
