@@ -307,7 +307,11 @@ def program(address: str) -> Callable[..., Any]:
     """Runs a program that has `client`, a Client of the scripted server."""
 
     async def run(source: str) -> str:
-        whole = f"import os, signal, sys, threading\nfrom plaudit_client import *\nclient = Client({address!r})\n"
+        whole = (
+            "import faulthandler, os, signal, sys, threading\nfrom plaudit_client import *\n"
+            f"faulthandler.dump_traceback_later(40)\n"
+            f"signal.signal(signal.SIGINT, signal.default_int_handler)\nclient = Client({address!r})\n"
+        )
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-W",
@@ -317,8 +321,13 @@ def program(address: str) -> Callable[..., Any]:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        async with asyncio.timeout(60):
-            out, _ = await process.communicate()
+        try:
+            async with asyncio.timeout(50):
+                out, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         assert process.returncode == 0, out.decode()
         return out.decode()
 
