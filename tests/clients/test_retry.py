@@ -11,7 +11,15 @@ from typing import Any
 import grpc
 import pytest
 
-from plaudit_client import AsyncClient, DeadlineExceeded, FinishReason, InvalidRequest, ResourceExhausted, Unavailable
+from plaudit_client import (
+    AsyncClient,
+    DeadlineExceeded,
+    Durability,
+    FinishReason,
+    InvalidRequest,
+    ResourceExhausted,
+    Unavailable,
+)
 from plaudit_client.channel import targets
 from plaudit_client.retry import Attempts, back_off
 from plaudit_client.servers import Servers
@@ -38,6 +46,14 @@ async def test_a_chat_that_was_refused_is_asked_for_again_when_the_server_says(
     assert time.monotonic() - began >= 0.4
     assert len(script.chats) == 3
     assert reply.receipt == "receipt-3"
+
+
+async def test_what_a_server_that_stops_cuts_off_is_said_again(client: AsyncClient, script: Script) -> None:
+    script.failures = [Failure(Code.CANCELLED)]
+    assert await client.chat("Hi").read() == "HI "
+    script.failures = [Failure(Code.CANCELLED)]
+    assert await client.submit_feedback("r", thumb="up") is Durability.EVENT_LOG
+    assert (len(script.chats), len(script.feedback)) == (2, 2)
 
 
 async def test_a_refusal_without_a_time_is_final(client: AsyncClient, script: Script) -> None:
