@@ -28,7 +28,9 @@ class Deployment:
     clients: list[AsyncClient]
     """One for each server."""
     metrics_port: int
-    """The learner's; the servers' follow it."""
+    """The learner's; the servers' and the gateway's follow it."""
+    gateway: str
+    """The gateway's URL."""
     up: asyncio.subprocess.Process
 
     def metric(self, name: str, program: int = 0, **labels: str) -> dict[tuple[str, ...], float]:
@@ -77,7 +79,7 @@ async def running(data: Path, *options: str, servers: int = 1) -> AsyncIterator[
                         if up.returncode is not None:
                             raise RuntimeError(f"plaudit up ended with status {up.returncode}; see {data / 'up.log'}")
                         await asyncio.sleep(0.2)
-                yield Deployment(clients, metrics_port, up)
+                yield Deployment(clients, metrics_port, f"http://127.0.0.1:{gateway_port}", up)
         finally:
             with suppress(ProcessLookupError):
                 up.send_signal(signal.SIGTERM)

@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 
 import grpc
 
-from plaudit_client.errors import InvalidRequest, PlauditError, Unavailable, from_rpc
+from plaudit_client.errors import Cancelled, InvalidRequest, PlauditError, Unavailable, from_rpc
 from plaudit_client.retry import Attempts
 from plaudit_client.servers import Server, Servers, at
 
@@ -101,7 +101,7 @@ class Channel:
     def failed(self, server: Server, error: grpc.aio.AioRpcError) -> PlauditError:
         """What to raise for a call that failed at `server`, which is passed over for a while if it is away."""
         failure = from_rpc(error, self.address)
-        if isinstance(failure, Unavailable):
+        if isinstance(failure, Unavailable | Cancelled):
             server.unavailable()
         return failure
 

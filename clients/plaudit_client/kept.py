@@ -128,6 +128,8 @@ class Kept:
             self._shelf.add(statement)
         except sqlite3.Error as error:
             raise failure or Unavailable(f"feedback_file: this statement cannot be kept: {error}") from None
+        if failure is not None:
+            logger.info("feedback is kept, and will be sent later: %s", failure)
         self._deliver_in_time()
         return Durability.PENDING
 

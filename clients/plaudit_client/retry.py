@@ -1,9 +1,10 @@
 """Whether, where and after which pause a call is made again. No I/O here: whoever makes the call also waits.
 
-Made again is what the server could not take now and may be said twice: `Unavailable`, and `ResourceExhausted` if the
-server says when to come back (RetryInfo). If another server has not refused yet, it is asked at once; else the pause
-doubles from 0.1 s, with jitter, and is never shorter than what the server asked for. A call is never made again past
-its deadline: if the pause would end after it, the failure is raised at once, and the caller keeps the time.
+Made again is what the server could not take now and may be said twice: `Unavailable`, `Cancelled` (what runs when a
+server stops may end so), and `ResourceExhausted` if the server says when to come back (RetryInfo). If another server
+has not refused yet, it is asked at once; else the pause doubles from 0.1 s, with jitter, and is never shorter than what
+the server asked for. A call is never made again past its deadline: if the pause would end after it, the failure is
+raised at once, and the caller keeps the time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import random
 import time
 
-from plaudit_client.errors import PlauditError, ResourceExhausted, Unavailable
+from plaudit_client.errors import Cancelled, PlauditError, ResourceExhausted, Unavailable
 from plaudit_client.servers import Server, Servers
 
 MAX_RETRIES = 4
@@ -45,7 +46,7 @@ class Attempts:
     def pause(self, failure: PlauditError) -> float | None:
         """Seconds to wait before the attempt that follows `failure`; None: there is none, raise it."""
         self._made += 1
-        if isinstance(failure, Unavailable):
+        if isinstance(failure, Unavailable | Cancelled):
             asked = 0.0
         elif isinstance(failure, ResourceExhausted) and failure.retry_after is not None:
             asked = failure.retry_after

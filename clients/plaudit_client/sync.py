@@ -173,8 +173,11 @@ class Client(_Face):
     rollback_policy = _value(AsyncClient.rollback_policy)
     set_canary_share = _value(AsyncClient.set_canary_share)
     watch_policies = _each(AsyncClient.watch_policies)
+    get_loop = _value(AsyncClient.get_loop)
+    watch_loop = _each(AsyncClient.watch_loop)
     erase_user = _value(AsyncClient.erase_user)
     healthy = _value(AsyncClient.healthy)
+    with_api_key = _other(AsyncClient.with_api_key)
 
 
 class SyncReply(_Face):

@@ -27,7 +27,9 @@ PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/clients
 
 
 def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    """All of them, but those that the page itself says are not run in the tests."""
+    found = re.findall(rf"^(<!-- not run .*-->\n)?```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    return [block for not_run, block in found if not not_run]
 
 
 def example(kind: type) -> str:

@@ -6,6 +6,8 @@ import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import pytest
+
 from plaudit.broker import free_port
 from plaudit.events import FEEDBACK, from_beginning, open_log
 from plaudit.v1.events_pb2 import Feedback
@@ -18,7 +20,10 @@ def recorded(deployment: Deployment) -> list[Feedback]:
         return [Feedback.FromString(entry.value) for entry in log.read(from_beginning(log, FEEDBACK))]
 
 
-async def test_a_server_is_drained_and_no_chat_and_no_vote_fails(deployment: Deployment) -> None:
+async def test_a_server_is_drained_and_no_chat_and_no_vote_fails(
+    deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "plaudit_client")  # says why something was kept
     async with AsyncExitStack() as stack, AsyncExitStack() as first:
         one = await first.enter_async_context(deployment.server("server-0"))
         two = await stack.enter_async_context(deployment.server("server-1"))

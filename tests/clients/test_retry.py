@@ -11,7 +11,15 @@ from typing import Any
 import grpc
 import pytest
 
-from plaudit_client import AsyncClient, DeadlineExceeded, FinishReason, InvalidRequest, ResourceExhausted, Unavailable
+from plaudit_client import (
+    AsyncClient,
+    DeadlineExceeded,
+    Durability,
+    FinishReason,
+    InvalidRequest,
+    ResourceExhausted,
+    Unavailable,
+)
 from plaudit_client.channel import targets
 from plaudit_client.retry import Attempts, back_off
 from plaudit_client.servers import Servers
@@ -38,6 +46,14 @@ async def test_a_chat_that_was_refused_is_asked_for_again_when_the_server_says(
     assert time.monotonic() - began >= 0.4
     assert len(script.chats) == 3
     assert reply.receipt == "receipt-3"
+
+
+async def test_what_a_server_that_stops_cuts_off_is_said_again(client: AsyncClient, script: Script) -> None:
+    script.failures = [Failure(Code.CANCELLED)]
+    assert await client.chat("Hi").read() == "HI "
+    script.failures = [Failure(Code.CANCELLED)]
+    assert await client.submit_feedback("r", thumb="up") is Durability.EVENT_LOG
+    assert (len(script.chats), len(script.feedback)) == (2, 2)
 
 
 async def test_a_refusal_without_a_time_is_final(client: AsyncClient, script: Script) -> None:
@@ -148,11 +164,33 @@ async def test_each_server_is_asked_before_anybody_waits(servers: Servers) -> No
     attempts = Attempts(servers, 4, 60.0)
     first = attempts.server()
     assert attempts.pause(AWAY) == 0
+    servers.pick()  # somebody else's call: whose turn it is says nothing of whom this one has asked
     second = attempts.server()
     assert {first, second} == set(servers.all)
     pause = attempts.pause(AWAY)
     assert pause is not None
     assert pause > 0
+
+
+async def test_who_is_away_is_passed_over_for_a_while(servers: Servers) -> None:
+    one, other = servers.all
+    one.unavailable()
+    assert {servers.pick() for _ in range(4)} == {other}
+    first_time = one.away_until
+    one.unavailable()
+    assert one.away_until > first_time + 0.5, "for longer each time"
+    other.unavailable()
+    assert {servers.pick() for _ in range(4)} == {one, other}, "unless all are"
+    one.answered()
+    assert {servers.pick() for _ in range(4)} == {one}
+
+
+async def test_who_is_connected_comes_first(script: Script) -> None:
+    async with serving(script) as address:
+        async with Servers([grpc.aio.insecure_channel(target) for target in ("127.0.0.1:1", address)]) as servers:
+            there = servers.all[1]
+            await asyncio.wait_for(there.channel.channel_ready(), 10)
+            assert {servers.pick() for _ in range(4)} == {there}
 
 
 async def test_attempts_end(servers: Servers) -> None:

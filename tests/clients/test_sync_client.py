@@ -215,6 +215,15 @@ async def test_failures_are_the_same(sync: Client, script: Script) -> None:
     await asyncio.to_thread(fail)
 
 
+async def test_another_callers_client(sync: Client) -> None:
+    def chat() -> str:
+        with sync.with_api_key("of-another-caller") as other:
+            assert_type(other, Client)
+        return other.chat("still there").read()
+
+    assert await asyncio.to_thread(chat) == "STILL THERE "
+
+
 async def test_operators_watch(sync: Client) -> None:
     def watch() -> list[str]:
         policies = sync.watch_policies()
@@ -307,7 +316,11 @@ def program(address: str) -> Callable[..., Any]:
     """Runs a program that has `client`, a Client of the scripted server."""
 
     async def run(source: str) -> str:
-        whole = f"import os, signal, sys, threading\nfrom plaudit_client import *\nclient = Client({address!r})\n"
+        whole = (
+            "import faulthandler, os, signal, sys, threading\nfrom plaudit_client import *\n"
+            f"faulthandler.dump_traceback_later(40)\n"
+            f"signal.signal(signal.SIGINT, signal.default_int_handler)\nclient = Client({address!r})\n"
+        )
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-W",
@@ -317,8 +330,13 @@ def program(address: str) -> Callable[..., Any]:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        async with asyncio.timeout(60):
-            out, _ = await process.communicate()
+        try:
+            async with asyncio.timeout(50):
+                out, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         assert process.returncode == 0, out.decode()
         return out.decode()
 

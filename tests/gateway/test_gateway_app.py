@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ import httpx
 import pytest
 
 from plaudit.v1 import chat_pb2
+from plaudit_gateway import app
 from plaudit_server.rpc import Addresses
 from tests.clients.scripted import Context, Script, serving
 from tests.fixtures_tls import Issue
@@ -126,6 +128,14 @@ async def test_tls_and_a_renewed_certificate(issue: Issue) -> None:
             first.key.write_text("no key")  # what could be read last stands
             async with httpx.AsyncClient(verify=trusted) as http:
                 assert (await http.get(f"{url}/healthz")).status_code == 200
+
+
+def test_pieces_do_not_wait_for_each_other() -> None:
+    """Nagle's algorithm holds the second back until the first is acknowledged."""
+    with app._listen("127.0.0.1:0") as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 async def _serial(url: str, trusted: ssl.SSLContext) -> str:
