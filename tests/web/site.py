@@ -95,6 +95,10 @@ class Site:
             time.sleep(0.02)
         raise TimeoutError(f"reply {response_id} was not written to the event log")
 
+    def everything(self) -> list[Interaction | Feedback]:
+        """What a learner would take in."""
+        return [*self.interactions(), *self.feedback()]
+
     def interactions(self) -> list[Interaction]:
         return [Interaction.FromString(value) for value in self.records(INTERACTIONS)]
 

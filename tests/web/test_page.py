@@ -74,7 +74,7 @@ def test_a_reply_streams_and_a_vote_is_given_changed_and_taken_back(
     expect(good(page)).to_have_attribute("aria-pressed", "false")
     visit.sent()
     assert site.feedback()[-1].thumb == Thumb.THUMB_DOWN
-    for record in [*site.interactions(), *site.feedback()]:
+    for record in site.everything():
         store.add(record)
     assert store.tallies(thumb.aspect)["v0"].down >= 1
 
@@ -133,7 +133,7 @@ def test_another_reply_is_compared_and_the_choice_can_be_changed(
     page.get_by_role("button", name="Compare again").click()
     page.get_by_role("button", name="This one is better First reply").click()
     visit.sent()
-    for record in [*site.interactions(), *site.feedback()]:
+    for record in site.everything():
         store.add(record)
     mine = [one for one in site.feedback() if one.response_id in (first.response_id, second.response_id)]
     assert [one.WhichOneof("verdict") for one in mine] == ["preferred_over", "preferred_over", "retraction"]
@@ -379,10 +379,11 @@ def test_the_loop_is_shown_live_and_operators_promote_and_roll_back(browser: Bro
 
 def drawn(page: Page) -> list[bool]:
     """Of each chart: whether anything is drawn on it."""
-    return page.evaluate(
+    shown: list[bool] = page.evaluate(
         """() => [...document.querySelectorAll("canvas")].map((canvas) =>
           canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.some((value) => value > 0))"""
     )
+    return shown
 
 
 def assert_accessible(page: Page) -> None:

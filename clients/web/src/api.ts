@@ -12,6 +12,8 @@ export type ChatRequest = {
   model: string;
   user: string;
   conversation_id: string;
+  /** A server may have a fixed one; another reply is to be another. */
+  seed: number;
   unrecorded?: boolean;
 };
 

@@ -19,7 +19,7 @@ async function all<T>(source: AsyncIterable<T>): Promise<T[]> {
   return out;
 }
 
-const REQUEST = { model: "plaudit", messages: [], user: "u", conversation_id: "c" };
+const REQUEST = { model: "plaudit", messages: [], user: "u", conversation_id: "c", seed: 1 };
 const started = 'data: {"id":"r","model":"v3","plaudit":{"receipt":"x","policy_version":"v3"},"choices":[]}\n\n';
 const text = (content: string) => `data: ${JSON.stringify({ choices: [{ delta: { content } }] })}\n\n`;
 const finished = 'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n';

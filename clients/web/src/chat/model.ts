@@ -145,7 +145,7 @@ export function messages(conversation: Conversation): Message[] {
   for (const [index, turn] of conversation.turns.entries()) {
     const last = index === conversation.turns.length - 1;
     const reply = chosenReply(turn)?.text ?? "";
-    if (!last && !reply) continue;
+    if (!last && !reply.trim()) continue;
     out.push({ role: "user", content: turn.user });
     if (!last) out.push({ role: "assistant", content: reply });
   }

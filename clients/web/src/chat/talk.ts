@@ -5,7 +5,7 @@ import * as api from "../api.ts";
 import { found, keyWanted, lost } from "../connection.ts";
 import { apiKey, userId } from "../preferences.ts";
 import { asProblem } from "../problem.ts";
-import { randomId } from "../storage.ts";
+import { randomId, randomSeed } from "../storage.ts";
 import { conversation, put, update } from "./conversations.ts";
 import {
   again,
@@ -83,6 +83,7 @@ async function stream(conversationId: string, replyId: string): Promise<void> {
       messages: messages(before),
       user: userId.value,
       conversation_id: conversationId,
+      seed: randomSeed(),
     };
     let finish = "";
     for await (const event of api.chat(request, apiKey.value, controller.signal)) {

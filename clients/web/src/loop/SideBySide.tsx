@@ -4,7 +4,7 @@ import { html } from "../chat/markdown.ts";
 import { t } from "../i18n.ts";
 import { adminKey, apiKey, userId } from "../preferences.ts";
 import { asProblem } from "../problem.ts";
-import { randomId } from "../storage.ts";
+import { randomId, randomSeed } from "../storage.ts";
 import type { Loop } from "./data.ts";
 import { Card } from "./LoopPage.tsx";
 
@@ -28,12 +28,13 @@ export function SideBySide({ loop }: { loop: Loop }) {
   const streaming = answers.some(({ done }) => !done);
   const set = (index: number, change: (before: Answer) => Answer) =>
     setAnswers((before) => before.map((answer, at) => (at === index ? change(answer) : answer)));
-  const ask = async (index: number, version: string, signal: AbortSignal) => {
+  const ask = async (index: number, version: string, seed: number, signal: AbortSignal) => {
     const request = {
       model: version,
       messages: [{ role: "user" as const, content: prompt.trim() }],
       user: userId.value,
       conversation_id: randomId(),
+      seed,
       unrecorded: true,
     };
     try {
@@ -53,8 +54,9 @@ export function SideBySide({ loop }: { loop: Loop }) {
     const controller = new AbortController();
     running.current = controller;
     const asked = [left, right];
+    const seed = randomSeed(); // the same for both: only the versions differ
     setAnswers(asked.map((version) => ({ version, text: "", problem: "", done: false })));
-    asked.forEach((version, index) => void ask(index, version, controller.signal));
+    asked.forEach((version, index) => void ask(index, version, seed, controller.signal));
   };
   return (
     <Card title={t("sideTitle")} text={`${t("sideText")} ${t("sideLoaded")}`}>

@@ -43,7 +43,7 @@ function Version({ policy, loop, onAct }: VersionProps) {
         {liked && total > 0 && (
           <span class="hint">
             {t("approvalNow")} {percent(liked.up / total)} ({percent(liked.low)} – {percent(liked.high)}),{" "}
-            {count(total)} {t("votes")}
+            {t("votesOf", { count: count(total) })}
           </span>
         )}
         <span class="version-actions">

@@ -140,6 +140,7 @@ export const en = {
   interval: "95 % interval",
   version: "Version",
   votes: "Votes",
+  votesOf: "{count} votes",
   up: "Up",
   down: "Down",
   votesTitle: "Votes over time",

@@ -142,6 +142,7 @@ export const zh: Record<keyof typeof en, string> = {
   interval: "95 % 区间",
   version: "版本",
   votes: "票数",
+  votesOf: "{count} 票",
   up: "赞成",
   down: "反对",
   votesTitle: "投票随时间变化",
