@@ -223,11 +223,14 @@ function Ppo({ loop }: { loop: Loop }) {
                 {what === "reward" ? t("rewardAxis") : t("klAxis")}
                 {last && last[what] !== null && <strong>{number(last[what], 2)}</strong>}
               </h3>
-              <p class="hint">{what === "reward" ? t("rewardUnit") : t("klUnit")}</p>
+              <p class="hint">
+                {what === "reward" ? t("rewardUnit") : t("klUnit")}
+                {what === "kl" && round.kl_budget > 0 && ` · ${t("klBudget")}: ${number(round.kl_budget, 2)}`}
+              </p>
               <Plot
                 label={`${t("ppoTitle")}: ${what === "reward" ? t("rewardAxis") : t("klAxis")}`}
                 figure={ppo(round, what)}
-                height={190}
+                height={230}
               />
             </div>
           ))}

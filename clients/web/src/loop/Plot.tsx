@@ -91,7 +91,7 @@ export function Plot({ label, figure, height = 270 }: { label: string; figure: F
   if (figure.rows.length === 0) return <p class="no-data">{t("noData")}</p>;
   return (
     <>
-      <div class="plot" style={{ height }}>
+      <div class="plot" style={{ height: `${height}px` }}>
         <canvas ref={canvas} role="img" aria-label={label} />
       </div>
       <details class="figures">

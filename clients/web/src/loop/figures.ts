@@ -196,7 +196,7 @@ export function ppo(round: Round | undefined, what: "reward" | "kl"): Figure {
             y: { beginAtZero: what === "kl" },
           },
           interaction: { mode: "index", intersect: false },
-          plugins: { legend: { ...legend(), display: what === "kl" } },
+          plugins: { legend: { display: false } },
         },
       };
     },

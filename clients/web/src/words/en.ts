@@ -130,7 +130,7 @@ export const en = {
   serving: "Serving now",
   onTrial: "On trial",
   shareOf: "{share} of conversations",
-  nothingOnTrial: "nothing",
+  nothingOnTrial: "None",
   votesTotal: "Votes that stand",
   approvalNow: "Approval",
 
