@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from plaudit.v1.feedback_pb2 import Thumb
 from plaudit.v1.loop_pb2 import LearnerReport, RoundReport
@@ -227,6 +227,35 @@ def test_the_server_goes_and_comes_back(browser: Browser, site: Site) -> None:
         expect(page.locator(".problem")).to_have_count(0)
         expect(page.get_by_label("Message", exact=True)).to_have_value("not lost")
         assert [line for line in visit.complaints if "503" not in line] == []
+
+
+def test_a_key_is_asked_for_where_the_server_wants_one(browser: Browser, site: Site) -> None:
+    """The server here asks for none: what one that does would say is said in its place."""
+
+    def keyed(route: Route) -> None:
+        if route.request.headers.get("authorization") == "Bearer sesame":
+            route.continue_()
+        else:
+            message = {"message": "no key", "type": "invalid_request_error", "code": "invalid_api_key"}
+            route.fulfill(status=401, json={"error": message})
+
+    with visiting(browser, site) as visit:
+        page = visit.page
+        page.route("**/v1/chat/completions", keyed)
+        page.route("**/v1/feedback", keyed)
+        visit.say("May I?")
+        page.get_by_role("button", name="Enter key").click()
+        page.get_by_label("API key").fill("sesame")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        page.get_by_role("button", name="Retry").click()
+        visit.replied()
+        before = len(site.feedback())
+        good(page).click()
+        visit.sent()
+        assert len(site.feedback()) == before + 1
+        assert page.evaluate("sessionStorage['plaudit.key']") == '"sesame"'
+        assert page.evaluate("!JSON.stringify(localStorage).includes('sesame')")
 
 
 def test_a_version_arrives_while_a_reply_streams_and_the_reply_is_stopped(visit: Visit, site: Site) -> None:

@@ -37,7 +37,7 @@ export function Chat({ id }: { id: string | null }) {
       <section
         ref={scroller}
         class="scroller"
-        aria-label={t("conversations")}
+        aria-label={t("chat")}
         // biome-ignore lint/a11y/noNoninteractiveTabindex: what scrolls must be reachable by keyboard
         tabIndex={0}
         onScroll={({ currentTarget: { scrollHeight, scrollTop, clientHeight } }) => {

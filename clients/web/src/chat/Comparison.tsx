@@ -1,4 +1,5 @@
 import { t } from "../i18n.ts";
+import { COMPOSER } from "../shortcuts.ts";
 import { announce } from "../ui/announce.tsx";
 import { Icon } from "../ui/Icon.tsx";
 import type { Turn } from "./model.ts";
@@ -14,6 +15,7 @@ export function Comparison({ conversation, turn, pair }: Props) {
   const choose = (better: string | null) => {
     prefer(conversation, turn.id, better);
     if (better) announce(t("voted"));
+    document.getElementById(COMPOSER)?.focus(); // the button that had the focus is gone
   };
   return (
     <section class="comparison" aria-label={t("whichBetter")}>

@@ -14,6 +14,7 @@ type Props = { conversation: string; reply: Reply; preferred: boolean; children:
 /** What can be done with a reply: copy it, vote on it, say more about the vote. */
 export function VoteBar({ conversation, reply, preferred, children }: Props) {
   const [more, setMore] = useState(false);
+  const bar = useRef<HTMLDivElement>(null);
   const { thumb } = opinion(reply.opinions);
   const waiting = outbox.waiting.value.some((entry) => entry.reply === reply.id);
   const press = (which: Thumb) => {
@@ -21,9 +22,13 @@ export function VoteBar({ conversation, reply, preferred, children }: Props) {
     setMore(thumb !== which);
     announce(thumb === which ? t("votedBack") : t("voted"));
   };
+  const close = () => {
+    setMore(false);
+    bar.current?.querySelector<HTMLElement>("[aria-pressed=true]")?.focus(); // what had the focus is gone
+  };
   return (
     <>
-      <div class="bar">
+      <div class="bar" ref={bar}>
         {reply.text && navigator.clipboard && <CopyButton text={reply.text} />}
         {reply.receipt && reply.text && (
           <fieldset class="thumbs" aria-label={t("voteOn")}>
@@ -62,7 +67,7 @@ export function VoteBar({ conversation, reply, preferred, children }: Props) {
           {t("voteRefused", { message: reply.refused })}
         </p>
       )}
-      {thumb && more && <More conversation={conversation} reply={reply} thumb={thumb} onClose={() => setMore(false)} />}
+      {thumb && more && <More conversation={conversation} reply={reply} thumb={thumb} onClose={close} />}
     </>
   );
 }
