@@ -95,12 +95,13 @@ type CardProps = {
   title: string;
   text?: string;
   aside?: preact.ComponentChildren;
+  wide?: boolean;
   children: preact.ComponentChildren;
 };
 
-export function Card({ title, text, aside, children }: CardProps) {
+export function Card({ title, text, aside, wide, children }: CardProps) {
   return (
-    <section class="card" aria-label={title}>
+    <section class={wide ? "card wide" : "card"} aria-label={title}>
       <header>
         <h2>{title}</h2>
         {aside}
@@ -199,6 +200,7 @@ function Ppo({ loop }: { loop: Loop }) {
   const last = round?.updates.at(-1);
   return (
     <Card
+      wide
       title={t("ppoTitle")}
       aside={
         rounds.length > 1 && (
