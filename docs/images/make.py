@@ -85,7 +85,8 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         if asked & {"chat", "terminal"}:
             # What is shown is chatting: a round of learning beside it would only make it slow.
-            async with running(Path(work) / "chat", "--learner-option=votes-per-round=1000") as deployment:
+            options = ("--learner-option=votes-per-round=1000", "--server-option=default-max-tokens=160")
+            async with running(Path(work) / "chat", *options) as deployment:
                 if "chat" in asked:
                     await picture_chat(deployment)
                 if "terminal" in asked:
@@ -129,9 +130,11 @@ async def picture_chat(deployment: Deployment) -> None:
             await page.keyboard.press("Enter")
             await page.wait_for_function("n => document.querySelectorAll('.thumbs').length === n", arg=count)
 
-        await say("Write a short thank-you note to a neighbour who watered my plants.", 1)
+        await say("What is the capital of France?", 1)
         await page.get_by_role("button", name="Good reply").click()
         await page.get_by_role("button", name="Close").click()
+        await say("What should I see there? Answer in one sentence.", 2)
+        await page.get_by_role("button", name="Bad reply").nth(1).click()
         await shoot(page, "chat")
         await page.get_by_role("link", name="New chat").click()
         await say("Why is the sky blue? Answer in two sentences.", 1)
@@ -159,7 +162,7 @@ async def picture_loop(deployment: Deployment) -> None:
 async def picture_terminal(deployment: Deployment) -> None:
     """`plaudit chat`, typed into a pseudo-terminal: a cast that asciinema plays, and its last screen."""
     server = deployment.clients[0].address
-    lines = ["Name three birds.", "+", "Which of them can swim?", "-", "r", "2", "/quit"]
+    lines = ["What is the capital of France?", "+", "Why is the sky blue? Answer in one sentence.", "r", "2", "/quit"]
     events = await asyncio.to_thread(
         record, [sys.executable, "-m", "plaudit_cli.main", "chat", "--server", server], lines
     )

@@ -54,6 +54,7 @@ export function Version({ reply }: { reply: Reply }) {
 /** Why the reply is not whole, and what can be done about it. */
 export function ReplyProblem({ conversation, reply, last }: { conversation: string; reply: Reply; last: boolean }) {
   if (reply.state === "stopped") return <p class="aside">{t("stopped")}</p>;
+  if (reply.state === "done" && !reply.text.trim()) return <p class="aside">{t("empty")}</p>;
   if (reply.state === "done" && reply.finish === "length") return <p class="aside">{t("cut")}</p>;
   if (reply.state !== "failed") return null;
   const { kind, message } = reply.problem ?? { kind: "unreachable", message: "" };

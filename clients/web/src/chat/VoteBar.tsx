@@ -30,7 +30,7 @@ export function VoteBar({ conversation, reply, preferred, children }: Props) {
     <>
       <div class="bar" ref={bar}>
         {reply.text && navigator.clipboard && <CopyButton text={reply.text} />}
-        {reply.receipt && reply.text && (
+        {reply.receipt && (reply.text || reply.state === "done") && (
           <fieldset class="thumbs" aria-label={t("voteOn")}>
             <IconButton
               icon="good"

@@ -56,10 +56,6 @@ export function stop(conversationId: string): void {
   running.get(conversationId)?.abort();
 }
 
-export function stopAll(): void {
-  for (const controller of running.values()) controller.abort();
-}
-
 async function stream(conversationId: string, replyId: string): Promise<void> {
   const controller = new AbortController();
   running.set(conversationId, controller);

@@ -31,6 +31,7 @@ export const en = {
   versionTitle: "Sampled by policy version {version}",
   replying: "Replying …",
   stopped: "Stopped.",
+  empty: "The reply is empty.",
   cut: "Cut at the server’s limit.",
   latest: "To the latest",
   code: "code",

@@ -33,6 +33,7 @@ export const zh: Record<keyof typeof en, string> = {
   versionTitle: "由策略版本 {version} 生成",
   replying: "正在回复……",
   stopped: "已停止。",
+  empty: "回复为空。",
   cut: "已达到服务器的长度上限。",
   latest: "回到最新",
   code: "代码",
