@@ -399,8 +399,6 @@ def test_the_loop_is_shown_live_and_operators_promote_and_roll_back(browser: Bro
         expect(side.get_by_role("button", name="Compare")).to_be_enabled()
         expect(side.locator(".problem")).to_have_count(0)
         assert "".join(side.locator(".candidate .markdown").all_inner_texts()).strip()  # one may be empty, by chance
-            re.compile(r"v0.*\S.*v2|v2.*\S")
-        )  # either may be empty: by chance
         assert len(site.interactions()) == recorded
         assert_accessible(page)
         page.set_viewport_size({"width": 390, "height": 800})
