@@ -147,7 +147,7 @@ async def picture_loop(deployment: Deployment) -> None:
     """After some votes and a version or two."""
     client = deployment.clients[0]
     async with asyncio.timeout(LEARN_SECONDS), page_of(f"{deployment.gateway}/#/loop") as page:
-        for seed in range(3):
+        for seed in range(5):
             await run(
                 client, personas.load("brief"), PROMPTS, Simulation(110, seed=seed, max_tokens=24, temperature=1.0)
             )

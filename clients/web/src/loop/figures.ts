@@ -87,8 +87,20 @@ export function votes(loop: Loop): Figure {
       data: {
         labels: shown.map(({ start }) => when(start)),
         datasets: [
-          { label: t("up"), data: shown.map(({ up }) => up), backgroundColor: colours.accent, borderRadius: 2 },
-          { label: t("down"), data: shown.map(({ down }) => -down), backgroundColor: colours.bad, borderRadius: 2 },
+          {
+            label: t("up"),
+            data: shown.map(({ up }) => up),
+            backgroundColor: colours.accent,
+            borderRadius: 2,
+            maxBarThickness: 32,
+          },
+          {
+            label: t("down"),
+            data: shown.map(({ down }) => -down),
+            backgroundColor: colours.bad,
+            borderRadius: 2,
+            maxBarThickness: 32,
+          },
         ],
       },
       options: {
@@ -211,7 +223,6 @@ function line(label: string, data: (number | null)[], colour: string) {
     backgroundColor: colour,
     borderWidth: 2,
     pointRadius: data.length > 30 ? 0 : 3,
-    tension: 0.2,
     spanGaps: true,
   };
 }
