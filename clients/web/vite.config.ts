@@ -13,6 +13,7 @@ export default defineConfig({
     assetsInlineLimit: 0, // the page's Content-Security-Policy has no data: URIs
     modulePreload: { polyfill: false },
     target: "es2022",
+    license: { fileName: "licenses.txt" }, // of what is bundled; the page links to it
   },
   server: gateway ? { proxy: { "/v1": gateway, "/healthz": gateway } } : {},
   test: { include: ["test/**/*.test.ts"], environment: "node" },

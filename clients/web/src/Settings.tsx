@@ -114,6 +114,11 @@ export function Settings() {
           {t("singleKeys")}
         </label>
       </section>
+      <p class="hint">
+        <a href="/licenses.txt" target="_blank" rel="noopener">
+          {t("licences")}
+        </a>
+      </p>
     </Dialog>
   );
 }

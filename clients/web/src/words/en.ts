@@ -95,6 +95,7 @@ export const en = {
   apiKey: "API key",
   apiKeyHint: "Only if the server asks for one. Kept until this tab is closed.",
   keys: "Keyboard",
+  licences: "Licences of what this page is made with",
   singleKeys: "Single-key shortcuts",
   "key.send": "Send the message",
   "key.line": "New line",

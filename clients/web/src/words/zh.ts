@@ -97,6 +97,7 @@ export const zh: Record<keyof typeof en, string> = {
   apiKey: "API 密钥",
   apiKeyHint: "仅在服务器要求时填写。保留到关闭此标签页为止。",
   keys: "键盘",
+  licences: "本页面所用软件的许可",
   singleKeys: "单键快捷键",
   "key.send": "发送消息",
   "key.line": "换行",
