@@ -82,6 +82,8 @@ class Learner:
         self._features: FeatureCache = {}
         self._features_of = BASE  # the reference that read them
         self._canaries = Reviewer(settings, event_log, store, metrics)
+        metrics.built(model.name, settings.votes_per_round)
+        metrics.checkpoint_at.set_function(partial(rounds.checkpointed_at, self._kept))
         self._in_vain = 0  # votes at which the last attempt found nothing to learn
         self._too_light = 0  # votes at which those that are new did not weigh enough
         self._gone = 0  # votes of those then that were erased, or taken back
@@ -106,14 +108,14 @@ class Learner:
                         except _BegunAnew:
                             log.info("the round is begun anew without what was erased")
             except (EventLogUnavailable, ArtifactError) as error:
+                self._metrics.event_log_failures.inc(isinstance(error, EventLogUnavailable))
                 log.warning("%s; trying again", error)
                 time.sleep(_RETRY_SECONDS)
 
     def _take_in(self, timeout: float) -> int:
         taken = self._intake.drain(timeout)
-        self._metrics.lag.set(self._intake.lag())
+        self._metrics.took_in(taken, self._intake.lag())
         if taken:
-            self._metrics.records.inc(taken)
             self._metrics.tally(self._store.tallies(self._settings.aspect))
         if self._store.unsettled:
             self._forget()
@@ -137,6 +139,7 @@ class Learner:
         # Votes that are gone do not have to come again before those that are new count.
         self._gone = max(self._gone, then - votes)
         new = votes - then + self._gone
+        self._metrics.new_votes.set(new)
         if new < self._settings.votes_per_round or votes == self._too_light:
             return False
         _, weight = self._standing(new)
@@ -186,6 +189,7 @@ class Learner:
                 this, reward_model = self._begin(policy, number, parent, reference)
                 this.keep(self._kept, settings)
             self._metrics.stage.state("improving")
+            self._metrics.ppo_kl_budget.set(this.how.kl_budget)
             self._ranks.told(Task(this, reward_model, reference))
             result = improve(
                 policy,
@@ -242,7 +246,7 @@ class Learner:
         rounds.drop(self._kept)
         self._gone = 0
         outcome = PolicyState.Name(event.state).removeprefix("POLICY_STATE_").lower()
-        self._metrics.rounds.labels(outcome).inc()
+        self._metrics.round_ended(outcome, time.monotonic() - began)
         log.info("round %d: %s is %s: %s", number, event.version, outcome, event.reason)
 
     def _begin(self, policy: Policy, number: int, parent: str, reference: str) -> tuple[Round, RewardModel]:
@@ -291,8 +295,7 @@ class Learner:
         )
         reward_model = replace(reward_model, reference=reference)
         self._keep(reward_model)
-        self._metrics.reward_model_auc.set(reward_model.metrics.auc)
-        self._metrics.reward_model_accuracy.set(reward_model.metrics.accuracy)
+        self._metrics.fitted(reward_model)
         for aspect, quality in reward_model.heads.items():
             log.info("reward model of %s: %s", aspect, quality.summary())
         for term in settings.terms:
@@ -349,10 +352,7 @@ class Learner:
             with suppress(EventLogUnavailable):
                 self._take_in(0.0)
             self._check_kept()
-        self._metrics.ppo_reward.set(metrics.reward)
-        self._metrics.ppo_kl.set(metrics.kl)
-        self._metrics.ppo_entropy.set(metrics.entropy)
-        self._metrics.ppo_reply_length.set(metrics.length)
+        self._metrics.updated(metrics)
         log.info(
             "update %d of %d: reward %+.2f, KL %.2f nats a reply, entropy %.2f, %.0f tokens",
             metrics.iteration,

@@ -36,6 +36,13 @@ class NoRoom(Exception):
     """Every place for a version is taken by one with running streams."""
 
 
+def _why(failure: ArtifactError | EngineError | NoRoom) -> str:
+    """As metrics name it."""
+    if isinstance(failure, NoRoom):
+        return "no_room"
+    return "artefact" if isinstance(failure, ArtifactError) else "engine"
+
+
 class Follower:
     """One task that keeps `router` at what the event log says."""
 
@@ -80,6 +87,7 @@ class Follower:
                     self._log.read, self._positions, timeout=_POLL_SECONDS if self.caught_up.is_set() else 0.0
                 )
             except EventLogUnavailable as error:
+                self._metrics.event_log_failures.inc()
                 log.warning("policies cannot be read, %s goes on being served: %s", self._router.serving.name, error)
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
@@ -200,9 +208,10 @@ class Follower:
                 log.error("%s REFUSED, %s goes on being served: %s", name, self._router.serving.name, error)
             self.failures[name] = str(error)
             self._retry_at[name] = time.monotonic() + _RETRY_SECONDS
-            self._metrics.version_failures.inc()
+            self._metrics.version_failures.labels(_why(error)).inc()
             return False
         self._router.loaded[name] = version
+        self._metrics.load(name)
         self.failures.pop(name, None)
         return True
 
@@ -217,6 +226,7 @@ class Follower:
             await self._unload(unused[0])
 
     async def _unload(self, version: PolicyVersion) -> None:
+        self._metrics.unload(version.name)
         del self._router.loaded[version.name]  # first, so that no request can be pinned to it any more
         try:
             await self._engine.unload(version)

@@ -69,19 +69,31 @@ class Guard(grpc.aio.ServerInterceptor):
         """Handlers are coroutines: streaming ones write to their context (see chat.py). Reflection's is a generator."""
         behaviour = _writing(behaviour) if inspect.isasyncgenfunction(behaviour) else behaviour
 
+        named = method.removeprefix("/").removeprefix("plaudit.v1.")
+
         async def guarded(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            code = grpc.StatusCode.CANCELLED
             try:
                 if method.startswith("/plaudit."):  # health and reflection are anybody's
                     self._let_in(context, method)
-                return await behaviour(decode(raw), context)
+                response = await behaviour(decode(raw), context)
+                code = grpc.StatusCode.OK
             except Refusal as refusal:
+                code = refusal.code
                 await _abort(context, refusal.status())
             except grpc.aio.BaseError:
+                code = _told(context)
                 raise
             except NotImplementedError:  # of a service that is not ours: Health.List
-                await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this method is not served here")
+                code = grpc.StatusCode.UNIMPLEMENTED
+                await context.abort(code, "this method is not served here")
             except Exception as error:  # noqa: BLE001 - the last line of defence
+                code = grpc.StatusCode.INTERNAL
                 await _abort(context, _internal(method, error))
+            else:
+                return response
+            finally:
+                self._metrics.grpc_handled.labels(named, code.name).inc()
 
         return guarded
 
@@ -94,6 +106,13 @@ class Guard(grpc.aio.ServerInterceptor):
             self._metrics.calls_refused.labels(refusal.code.name.lower()).inc()
             raise
         caller.current.set(known)
+
+
+def _told(context: grpc.aio.ServicerContext[Any, Any]) -> grpc.StatusCode:
+    """What the handler itself told its caller; CANCELLED if it had no time to."""
+    number: Any = context.code()  # an int, whatever was given
+    told = {code.value[0]: code for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
+    return told.get(number, grpc.StatusCode.CANCELLED)
 
 
 def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
