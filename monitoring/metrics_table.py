@@ -100,8 +100,8 @@ processes of their own, and are not in them.
 
 With vLLM, its own metrics are on the server's page as vLLM names them (`vllm:…`; `model_name` is the directory's name
 of the base model): running and waiting requests, use of the KV cache, tokens, the phases of a request. Its dashboards
-can be laid over ours. They begin at 0 when the engine is restarted. Not passed through is `vllm:lora_requests_info`, whose
-labels are lists of adapters, more with every version. The torch engine has none.
+can be laid over ours. They begin at 0 when the engine is restarted. Not passed through is `vllm:lora_requests_info`,
+whose labels are lists of adapters, more with every version. The torch engine has none.
 """
 
 
