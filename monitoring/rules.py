@@ -17,7 +17,9 @@ FILES = sorted((CHART / "rules").glob("*.yaml"))
 _DURATION = r"(\d+)(s|m|h|d|w)"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _METRIC = re.compile(r"\b(?:namespace\w*:)?(?:plaudit|process)_\w+(?::\w+)?")
-_FASTER, _LEAST, _MOST = 60, 4, 15
+_FASTER = 60
+_WINDOW = (8, 15)  # seconds, at least and at most
+_FOR = (2, 15)
 
 
 @dataclass(frozen=True)
@@ -60,23 +62,22 @@ def rules() -> list[Rule]:
 def shortened(document: dict[str, Any], interval: str) -> dict[str, Any]:
     """The same rules for a run of minutes, evaluated every `interval`.
 
-    Each duration (`for`, windows, offsets) is divided by 60, and is at least 4 s, so that a window holds several
-    samples, and at most 15 s. Nothing else changes: what is compared with what, and how, stays.
+    Each duration is divided by 60. A window or an offset is then at least 8 s, so that it holds several samples, and at
+    most 15 s; a `for` at least 2 s and at most 15 s. Nothing else changes: what is compared with what, and how, stays.
     """
     document = deepcopy(document)
     for group in document["groups"]:
         group["interval"] = interval
     for rule in _each(document):
-        rule["expr"] = re.sub(rf"\[{_DURATION}\]", lambda found: f"[{_short(found)}]", rule["expr"])
-        rule["expr"] = re.sub(rf"\boffset {_DURATION}", lambda found: f"offset {_short(found)}", rule["expr"])
+        rule["expr"] = re.sub(rf"(\[|\boffset ){_DURATION}", lambda found: _short(found, *_WINDOW), rule["expr"])
         if "for" in rule:
-            rule["for"] = re.sub(_DURATION, _short, rule["for"])
+            rule["for"] = re.sub(rf"(){_DURATION}", lambda found: _short(found, *_FOR), rule["for"])
     return document
 
 
-def _short(duration: re.Match[str]) -> str:
-    seconds = int(duration[1]) * _SECONDS[duration[2]]
-    return f"{min(max(seconds // _FASTER, _LEAST), _MOST)}s"
+def _short(duration: re.Match[str], least: int, most: int) -> str:
+    before, number, unit = duration.groups()
+    return f"{before}{min(max(int(number) * _SECONDS[unit] // _FASTER, least), most)}s"
 
 
 def _each(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
