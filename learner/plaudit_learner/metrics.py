@@ -152,7 +152,7 @@ class LearnerMetrics:
             self.rounds.labels(outcome)
         self.round_duration = Histogram(
             "plaudit_round_duration_seconds",
-            "From a round's begin, or from where it was taken up again, to its end.",
+            "From a round's begin to its end, the time between included if it was cut off.",
             buckets=_ROUND,
             registry=registry,
         )
@@ -221,10 +221,11 @@ class LearnerMetrics:
         self.build_info.labels(plaudit.__version__, "learner", "", model).set(1)
         self.votes_per_round.set(votes_per_round)
 
-    def took_in(self, records: int, lag: int) -> None:
-        """Say that so many records were taken in, and how many are left."""
+    def took_in(self, records: int, lag: int, new_votes: int) -> None:
+        """Say that so many records were taken in, how many are left, and how many votes wait for a round."""
         self.records.inc(records)
         self.lag.set(lag)
+        self.new_votes.set(new_votes)
         if lag < _CAUGHT_UP:
             self.caught_up_at.set_to_current_time()
         self.progressed_at.set_to_current_time()
