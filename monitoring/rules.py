@@ -17,7 +17,7 @@ FILES = sorted((CHART / "rules").glob("*.yaml"))
 _DURATION = r"(\d+)(s|m|h|d|w)"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _METRIC = re.compile(r"\b(?:namespace\w*:)?(?:plaudit|process)_\w+(?::\w+)?")
-_FASTER = 60
+_FASTER = 100
 _WINDOW = (8, 15)  # seconds, at least and at most
 _FOR = (2, 15)
 
@@ -62,7 +62,7 @@ def rules() -> list[Rule]:
 def shortened(document: dict[str, Any], interval: str) -> dict[str, Any]:
     """The same rules for a run of minutes, evaluated every `interval`.
 
-    Each duration is divided by 60. A window or an offset is then at least 8 s, so that it holds several samples, and at
+    Each duration is divided by 100. A window or an offset is then at least 8 s, so that it holds several samples, and at
     most 15 s; a `for` at least 2 s and at most 15 s. Nothing else changes: what is compared with what, and how, stays.
     """
     document = deepcopy(document)

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -37,7 +38,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.kafka, pytest.mark.timeout(900), nee
 
 WORDS = ["alpha", "beta", "gamma", "delta", "river", "stone", "cloud", "tree", "bird", "fish", "moon", "star", "wind"]
 PROMPTS = [user(f"{first} {second}") for first in WORDS for second in WORDS if first < second]
-LEARNER = ("votes-per-round=150", "iterations=7", "kl-budget=1.5", "canary-share=0.5")
 OPTIONS = (
     "--engine=torch",
     "--kafka",
@@ -46,18 +46,21 @@ OPTIONS = (
     "--server-option=max-running=2",
     "--server-option=max-waiting=60",
     "--server-option=outbox-limit=40",
-    *(f"--learner-option={option}" for option in LEARNER),
+    "--learner-option=votes-per-round=150",
+    "--learner-option=iterations=7",
+    "--learner-option=kl-budget=1.5",
+    "--learner-option=canary-share=0.5",
 )
 
 
 async def test_every_panel_has_data_and_every_fault_its_alert(tmp_path: Path, tiny_model: Path) -> None:
-    data, lone_port = tmp_path / "data", free_range(1)
+    data, lone_ports = tmp_path / "data", [free_range(1), free_range(1)]
     # This server can keep no version: where its copies would be is a file.
     (data / "server-1").mkdir(parents=True)
     (data / "server-1" / "versions").write_text("in the way")
     async with running(data, *OPTIONS, f"--model={tiny_model}", servers=2) as deployment:
         learner, *servers = range(deployment.metrics_port, deployment.metrics_port + 3)
-        targets = {"learner": [learner, lone_port], "server": servers}
+        targets = {"learner": [learner, *lone_ports], "server": servers}
         hurried(deployment.process("plaudit_learner.app"))
         async with scraping(tmp_path / "prometheus", targets) as prometheus:
             client, other = deployment.clients
@@ -114,13 +117,18 @@ async def test_every_panel_has_data_and_every_fault_its_alert(tmp_path: Path, ti
 
             deployment.up.send_signal(signal.SIGTERM)
             await deployment.up.wait()
-            async with reckless_learner(data, tiny_model, lone_port):
+            async with (
+                # Its first step goes past the budget, and is undone.
+                reckless_learner(data, tiny_model, lone_ports[0], "--kl-budget=1.5"),
+                # It may go anywhere, and ends where every reply is the same.
+                reckless_learner(data, tiny_model, lone_ports[1], "--kl-budget=1000"),
+            ):
                 await prometheus.until_firing("PlauditKlOutOfBounds", "PlauditEntropyOutOfBounds")
 
 
 async def until_canary(client: AsyncClient) -> None:
     """Wait until v1 is on trial, and a server gives it to a share of its conversations."""
-    async with asyncio.timeout(240):
+    async with asyncio.timeout(300):
         async for policy in client.watch_policies():
             if policy.version == "v1":
                 assert policy.state == "canary", policy.reason
@@ -133,7 +141,7 @@ async def dislike(client: AsyncClient, version: str, votes: int) -> None:
     """Many people vote its replies down."""
 
     async def one(number: int) -> None:
-        reply = client.chat(PROMPTS[number % len(PROMPTS)], max_tokens=4, policy_version=version, user_id=f"u{number}")
+        reply = client.chat(f"hello {number}", max_tokens=4, policy_version=version, user_id=f"u{number}")
         await reply.read()
         await reply.thumbs_down()
 
@@ -173,12 +181,15 @@ def unreadable(key: Path) -> Iterator[None]:
 
 @contextmanager
 def stopped(process: psutil.Process) -> Iterator[None]:
-    """It is there, and does nothing."""
-    process.suspend()
+    """It is there, with all that it has started, and does nothing."""
+    processes = [process, *process.children(recursive=True)]
+    for each in processes:
+        each.suspend()
     try:
         yield
     finally:
-        process.resume()
+        for each in processes:
+            each.resume()
 
 
 def hurried(process: psutil.Process) -> None:
@@ -204,13 +215,14 @@ def event_log(data: Path) -> str:
 
 
 @asynccontextmanager
-async def reckless_learner(data: Path, model: Path, port: int) -> AsyncIterator[None]:
-    """The learner alone, going on from where it stood, with steps a hundred times too long."""
+async def reckless_learner(data: Path, model: Path, port: int, *options: str) -> AsyncIterator[None]:
+    """A learner alone, going on from where the other one stood, with steps a hundred times too long."""
+    state = data / f"reckless-{port}"
+    shutil.copytree(data / "learner", state)
     command = [sys.executable, "-m", "plaudit_learner.app", f"--model={model}", f"--metrics-port={port}"]
-    command += [f"--event-log=sqlite:{data / 'events.sqlite'}", f"--policy-store={data / 'versions'}"]
-    command += [f"--state-dir={data / 'learner'}", *(f"--{option}" for option in LEARNER)]
-    command += ["--votes-per-round=20", "--learning-rate=0.05"]
-    with (data / "reckless.log").open("wb") as log:
+    command += [f"--event-log=sqlite:{state / 'events.sqlite'}", f"--policy-store={data / 'versions'}"]
+    command += [f"--state-dir={state}", "--votes-per-round=20", "--learning-rate=0.05", *options]
+    with (state / "log").open("wb") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, env=environment)
         try:

@@ -110,7 +110,7 @@ def test_shortening_changes_durations_and_nothing_else() -> None:
     assert group["rules"][0] == {
         "alert": "A",
         "expr": "increase(x_60[15s]) > 60 and x offset 15s == 2.5 or rate(y[8s]) > 0",
-        "for": "10s",
+        "for": "6s",
     }
 
 
