@@ -139,6 +139,6 @@ def test_the_chart_runs_what_the_images_have(render: Render) -> None:
 
 def test_tags_in_the_commands_are_the_charts(render: Render) -> None:
     said = set(re.findall(r"-t (\S+)", (ROOT / "Dockerfile").read_text()))
-    switches = ({}, {"server.device": "gpu"})
+    switches: tuple[dict[str, str], ...] = ({}, {"server.device": "gpu"})
     used = {container(each)["image"] for switch in switches for each in workloads(render(switch)).values()}
     assert said == used

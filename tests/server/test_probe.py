@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ async def test_it_asks_by_mutual_tls_as_the_chart_has_it(
     server = issue("plaudit-server.chat.svc")  # one CA for both sides, and the probe shows the server's own certificate
     tls = [f"--ca={server.ca}", "--name=plaudit-server.chat.svc"]
     ours = [f"--certificate={server.chain}", f"--key={server.key}"]
-    options = {"tls_certificate": server.chain, "tls_key": server.key, "tls_client_ca": server.ca}
+    options: dict[str, Any] = {"tls_certificate": server.chain, "tls_key": server.key, "tls_client_ca": server.ca}
     async with deployment.running(**options) as (public, control):
         assert await asyncio.to_thread(probe.main, [public, *tls, *ours]) == 0
         assert await asyncio.to_thread(probe.main, [public, *tls, *ours, "--service=plaudit.v1.FeedbackService"]) == 0
