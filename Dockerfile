@@ -60,7 +60,8 @@ FROM programs-${DEVICE} AS programs
 COPY --from=wheel /wheels /wheels
 RUN pip install --no-cache-dir --no-deps /wheels/*.whl && rm -rf /wheels \
     && HOME=/opt/plaudit python -m plaudit.base_model smollm2 \
-    && mv /opt/plaudit/.cache/plaudit/* /opt/plaudit/models/ && rm -rf /opt/plaudit/.cache
+    && mv /opt/plaudit/.cache/plaudit/* /opt/plaudit/models/ && rm -rf /opt/plaudit/.cache \
+    && chmod -R a+rX /opt/plaudit/models
 USER 10001:10001
 WORKDIR /var/lib/plaudit
 

@@ -191,7 +191,7 @@ def test_the_programs_understand_what_they_are_told(render: Render, switch: str)
         if component == "learner" and "-m" in arguments:
             assert arguments[arguments.index("-m") + 1] == "plaudit_learner.app"
             arguments = arguments[arguments.index("-m") + 2 :]
-        if switch in ("logs", "traces") and "log_format" not in settings.model_fields:
+        if switch in ("logs", "traces") and component != "gateway" and "log_format" not in settings.model_fields:
             pytest.skip("the programs have no such settings in this tree")
         parse(settings, component, arguments)  # type: ignore[type-var]
 
@@ -202,6 +202,17 @@ def test_the_program_is_there_to_be_asked(program: str) -> None:
         settings_schema.settings_of(program)
     except ModuleNotFoundError:
         pytest.skip(f"plaudit-{program} is not in this tree: what the chart tells it is not checked")
+
+
+def test_the_gateway_asks_each_server_by_itself(render: Render) -> None:
+    """A service of the usual kind deals out connections, of which a gateway has one."""
+    found = render(SWITCHES["TLS by cert-manager"])
+    host, _, port = _flags(workloads(found)["gateway"])["--server"].rpartition(":")
+    service = one(found, "Service", host.removesuffix(f".{NAMESPACE}.svc"))
+    assert (service["spec"]["clusterIP"], service["spec"]["ports"][0]["port"]) == ("None", int(port))
+    certificate = one(found, "Certificate", "plaudit-server")
+    control = _flags(workloads(found)["gateway"])["--control"].rpartition(":")[0]
+    assert {host, control, "plaudit-server.chat.svc", "chat.example.org"} <= set(certificate["spec"]["dnsNames"])
 
 
 def test_settings_become_flags(render: Render) -> None:
