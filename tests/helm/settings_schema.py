@@ -71,10 +71,9 @@ def described(program: str) -> dict[str, Any]:
 
 
 def _plain(field: dict[str, Any]) -> dict[str, Any]:
-    """The field without what only pydantic needs; a setting that may be left out is just left out."""
-    kept = {name: value for name, value in field.items() if name not in ("title", "default", "format", "anyOf")}
-    if "description" in kept:
-        kept["description"] = " ".join(kept["description"].split())
+    """The field's type and bounds. What it means, the programs' --help says, so that only one place has to be true."""
+    left_out = ("title", "description", "default", "format", "anyOf")
+    kept = {name: value for name, value in field.items() if name not in left_out}
     for choice in field.get("anyOf", []):
         if choice.get("type") != "null":
             kept |= _plain(choice)
