@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -401,6 +403,14 @@ def test_a_network_policy_closes_what_it_does_not_open(render: Render) -> None:
     ]
     learner = one(render(SWITCHES["network policies"]), "NetworkPolicy", "plaudit-learner")
     assert learner["spec"]["ingress"] == []
+
+
+def test_the_values_in_the_runbook_render(chart: Chart) -> None:
+    page = (CHART.parents[1] / "docs" / "operations.md").read_text()
+    (block,) = re.findall(r"^ *```yaml\n(.*?)^ *```", page, re.MULTILINE | re.DOTALL)
+    found = _rendered(chart, yaml.safe_load(textwrap.dedent(block)))
+    assert {"StatefulSet", "Certificate", "PodMonitor"} <= {document["kind"] for document in found}
+    assert {"plaudit-server", "plaudit-learner"} <= {document["metadata"]["name"] for document in found}
 
 
 # Rules and dashboards are other people's files

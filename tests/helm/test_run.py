@@ -50,7 +50,7 @@ def _mount(root: Path, workload: Document, secrets: dict[str, dict[str, bytes]])
         if "secret" in volume:
             _secret(place, secrets[volume["secret"]["secretName"]])
         elif "projected" in volume:
-            content = {}
+            content: dict[str, bytes] = {}
             for source in volume["projected"]["sources"]:
                 held = secrets[source["secret"]["name"]]
                 content |= {item["path"]: held[item["key"]] for item in source["secret"]["items"]}
