@@ -20,7 +20,7 @@ from helm_python import Chart, HelmError, lint
 from pydantic import BaseModel
 
 from plaudit import events, probe
-from plaudit.events.kafka import _COMPACTED, _MAX_BATCH_BYTES, _SPREAD
+from plaudit.events.kafka import _COMPACTED, _MAX_BATCH_BYTES, _SHORT, _SPREAD
 from plaudit.events.kafka_security import KafkaSecurity
 from plaudit.settings import parse
 from tests.helm import crds, settings_schema
@@ -248,14 +248,15 @@ def test_the_event_log_is_as_the_values_say(render: Render) -> None:
 def test_topics_are_those_of_the_programs(render: Render) -> None:
     found = render(SWITCHES["strimzi, told more"])
     topics = {each["spec"]["topicName"]: each["spec"] for each in found if each["kind"] == "KafkaTopic"}
-    # plaudit.progress is part of the contract (events.proto); the event log of some trees does not make it yet.
-    assert set(topics) == {f"shop.{name}" for name in {*events.TOPICS, "plaudit.progress"}}
+    assert set(topics) == {f"shop.{name}" for name in events.TOPICS}
     for name, spec in topics.items():
         plain = name.removeprefix("shop.")
-        if plain not in events.TOPICS:
-            continue
-        assert spec["config"]["cleanup.policy"] == ("compact" if plain in _COMPACTED else "delete")
-        assert spec["config"]["max.message.bytes"] == _MAX_BATCH_BYTES
+        config = {name: str(value) for name, value in spec["config"].items()}
+        assert config.pop("cleanup.policy") == ("compact" if plain in _COMPACTED else "delete")
+        assert config.pop("max.message.bytes") == str(_MAX_BATCH_BYTES)
+        assert config == (
+            _SHORT if plain == events.PROGRESS else {} if plain in _COMPACTED else {"retention.ms": "604800000"}
+        )
         assert spec["partitions"] == (6 if plain in _SPREAD else 1)
     user = one(found, "KafkaUser", "plaudit-programs")
     assert user["spec"]["authorization"]["acls"][0]["resource"]["name"] == "shop.plaudit."
