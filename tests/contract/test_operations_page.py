@@ -31,7 +31,7 @@ def commands(page: str) -> Iterator[list[str]]:
     for line in lines:
         words = line.removeprefix("in-server ").split("|")[0].strip()
         if re.match(r"plaudit [a-z]", words):
-            yield shlex.split(words)
+            yield shlex.split(words, comments=True)
 
 
 def _check(words: list[str]) -> None:
