@@ -374,6 +374,20 @@ def test_the_control_plane_has_a_service_of_its_own(render: Render) -> None:
     assert one(found, "Service", "plaudit-control")["spec"]["type"] == "ClusterIP"
 
 
+def test_threads_are_as_many_as_the_container_may_use_unless_told_otherwise(render: Render) -> None:
+    def environment(changes: dict[str, Any]) -> dict[str, Any]:
+        given = container(workloads(render(changes))["server"])["env"]
+        assert len({each["name"] for each in given}) == len(given)
+        return {each["name"]: each.get("value", each.get("valueFrom")) for each in given}
+
+    plain = environment({})
+    assert plain["OMP_NUM_THREADS"] == {"resourceFieldRef": {"resource": "limits.cpu"}}
+    assert plain["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in environment({"server.device": "gpu"})
+    told = environment({"server.extraEnv": [{"name": "OMP_NUM_THREADS", "value": "3"}]})
+    assert told["OMP_NUM_THREADS"] == "3"
+
+
 def test_probes_are_of_grpc_health_with_tls_and_without(render: Render) -> None:
     plain = container(workloads(render())["server"])
     assert plain["readinessProbe"]["grpc"] == {"port": 50051, "service": ""}

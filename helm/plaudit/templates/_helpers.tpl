@@ -140,6 +140,23 @@ resources:
 {{- end }}
 {{- end -}}
 
+{{/* Threads of programs that compute on CPUs: as many as the container may use (of a pod without a limit, the node's), and
+not bound to cores, since every pod would bind itself to the same ones. extraEnv may say otherwise. */}}
+{{- define "plaudit.threads" -}}
+{{- $given := list -}}
+{{- range .values.extraEnv }}{{ $given = append $given .name }}{{ end -}}
+{{- if not (has "OMP_NUM_THREADS" $given) }}
+- name: OMP_NUM_THREADS
+  valueFrom:
+    resourceFieldRef:
+      resource: limits.cpu
+{{- end }}
+{{- if and (eq .component "server") (eq .device "cpu") (not (has "VLLM_CPU_OMP_THREADS_BIND" $given)) }}
+- name: VLLM_CPU_OMP_THREADS_BIND
+  value: nobind
+{{- end }}
+{{- end -}}
+
 {{/* ---- Kafka ---- */}}
 
 {{- define "plaudit.kafka.cluster" -}}
