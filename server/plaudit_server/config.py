@@ -22,7 +22,7 @@ class ServerSettings(Settings):
     engine: Literal["auto", "vllm", "torch"] = "auto"
     """What samples tokens; auto: vLLM where it is installed, otherwise plain PyTorch."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of weights and activations; auto: the model's own."""
+    """Precision of weights and activations; auto: the model's own, but float32 on a CPU without bfloat16."""
     listen: str = "127.0.0.1:50051"
     """Address of chat and feedback; port 0: any free one (it is printed)."""
     control_listen: str = "127.0.0.1:51051"
