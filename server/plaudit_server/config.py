@@ -45,7 +45,8 @@ class ServerSettings(Settings):
     metrics_host: str = "127.0.0.1"
     """Address that metrics are served at, open to whoever reaches it; they name no user and hold no text."""
     event_log: str
-    """sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…]; all programs of a deployment share it."""
+    """sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…], by TLS and with a password if it says so (docs/security.md); all
+    programs of a deployment share it."""
     policy_store: str
     """Where versions are published: a directory or any fsspec URL (s3://…)."""
     state_dir: Path
