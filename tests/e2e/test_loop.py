@@ -85,8 +85,6 @@ async def test_votes_become_a_better_version_on_all_servers(tmp_path: Path, tiny
             hello = {"model": "plaudit", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
             answers = [(await http.post("/v1/chat/completions", json=hello)).json() for _ in range(2)]
             assert [answer["model"] for answer in answers] == ["v1", "v1"]
-            rounds = (await http.get("/v1/loop")).json()["rounds"]
-            assert [(each["number"], each["version"]) for each in rounds] == [(1, "v1")]
 
         after, after_error = await true_approval(deployment, HELD_OUT, "v1")
         noise = (before_error**2 + after_error**2) ** 0.5
