@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from plaudit.addresses import is_loopback
 from plaudit.base_model import PACKAGED
 from plaudit.settings import Settings
 
@@ -142,14 +142,3 @@ class ServerSettings(Settings):
                 f"{name} ({address}) can be reached from other machines; give {' and '.join(missing)}, "
                 "listen on 127.0.0.1, or say --allow-insecure"
             )
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches an address, HOST:PORT or unix:PATH."""
-    host = address.rpartition(":")[0].strip("[]")
-    if address.startswith("unix:") or host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:  # a name, which may be anybody's
-        return False

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from bench.deployment import Deployment, running, serves, until_round
@@ -94,6 +95,12 @@ async def test_votes_become_a_better_version_on_all_servers(tmp_path: Path, tiny
             await reply.read()
             assert reply.policy_version == "v1"
             assert deployment.metric("plaudit_version_served", 1 + index) == {("v1",): 1.0}
+
+        # So does the gateway, before both servers.
+        async with httpx.AsyncClient(base_url=deployment.gateway, timeout=30) as http:
+            hello = {"model": "plaudit", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+            answers = [(await http.post("/v1/chat/completions", json=hello)).json() for _ in range(2)]
+            assert [answer["model"] for answer in answers] == ["v1", "v1"]
 
         after, after_error = await true_approval(deployment, HELD_OUT, "v1")
         noise = (before_error**2 + after_error**2) ** 0.5
