@@ -12,6 +12,7 @@ from plaudit.broker import free_port
 from plaudit.events import FEEDBACK, from_beginning, open_log
 from plaudit.v1.events_pb2 import Feedback
 from plaudit_client import AsyncClient, Durability
+from plaudit_server import rpc
 from tests.fixtures_server import Deployment
 
 
@@ -21,9 +22,10 @@ def recorded(deployment: Deployment) -> list[Feedback]:
 
 
 async def test_a_server_is_drained_and_no_chat_and_no_vote_fails(
-    deployment: Deployment, caplog: pytest.LogCaptureFixture
+    deployment: Deployment, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO", "plaudit_client")  # says why something was kept
+    monkeypatch.setattr(rpc, "_CLOSE_SECONDS", 0.0)  # votes that run in the end are cut off
     async with AsyncExitStack() as stack, AsyncExitStack() as first:
         one = await first.enter_async_context(deployment.server("server-0"))
         two = await stack.enter_async_context(deployment.server("server-1"))
@@ -48,7 +50,8 @@ async def test_a_server_is_drained_and_no_chat_and_no_vote_fails(
             while ended < after + 6:
                 await asyncio.sleep(0.01)
             going = False
-        assert len(recorded(deployment)) == ended
+        # One that was cut off may be in the log twice, under one key.
+        assert len({record.feedback_id for record in recorded(deployment)}) == ended
 
 
 async def test_a_vote_while_the_server_is_away_counts_once_when_it_is_back(
