@@ -12,7 +12,6 @@ from plaudit.broker import free_port
 from plaudit.events import FEEDBACK, from_beginning, open_log
 from plaudit.v1.events_pb2 import Feedback
 from plaudit_client import AsyncClient, Durability
-from plaudit_server import rpc
 from tests.fixtures_server import Deployment
 
 
@@ -22,10 +21,9 @@ def recorded(deployment: Deployment) -> list[Feedback]:
 
 
 async def test_a_server_is_drained_and_no_chat_and_no_vote_fails(
-    deployment: Deployment, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    deployment: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "plaudit_client")  # says why something was kept
-    monkeypatch.setattr(rpc, "_CLOSE_SECONDS", 0.0)  # votes that run in the end are cut off
     async with AsyncExitStack() as stack, AsyncExitStack() as first:
         one = await first.enter_async_context(deployment.server("server-0"))
         two = await stack.enter_async_context(deployment.server("server-1"))
