@@ -62,7 +62,7 @@ def rules() -> list[Rule]:
 def shortened(document: dict[str, Any], interval: str) -> dict[str, Any]:
     """The same rules for a run of minutes, evaluated every `interval`.
 
-    Each duration is divided by 100. A window or an offset is then at least 8 s, so that it holds several samples, and at
+    Each duration is divided by 100. A window or offset is then at least 8 s, so that it holds several samples, and at
     most 15 s; a `for` at least 2 s and at most 15 s. Nothing else changes: what is compared with what, and how, stays.
     """
     document = deepcopy(document)
