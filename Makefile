@@ -48,8 +48,8 @@ $(VENV)/.run: requirements/run.txt pyproject.toml hatch_build.py $(PROTOS)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.run requirements/dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/dev.txt
+$(VENV)/.dev: $(VENV)/.run requirements/dev.txt requirements/s3.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/dev.txt -r requirements/s3.txt
 	touch $@
 
 # The example in docs/clients.md for other languages. Without node its test is skipped, and says so.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from copy import copy
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import grpc
 
@@ -82,6 +83,12 @@ class Channel:
     def metadata(self) -> list[tuple[str, str]]:
         """What goes with a call that is made now."""
         return self._metadata
+
+    def saying(self, metadata: list[tuple[str, str]]) -> Self:
+        """The same connections for another caller."""
+        other = copy(self)
+        other._metadata = metadata
+        return other
 
     async def close(self) -> None:
         """What runs is cancelled."""

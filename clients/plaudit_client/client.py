@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -28,7 +29,7 @@ from plaudit.v1.privacy_pb2 import EraseUserRequest
 from plaudit.v1.privacy_pb2_grpc import PrivacyServiceStub
 from plaudit_client.channel import Channel, metadata
 from plaudit_client.errors import from_rpc
-from plaudit_client.kept import Kept
+from plaudit_client.kept import Kept, NotKept
 from plaudit_client.loop_types import Loop
 from plaudit_client.reply import Reply
 from plaudit_client.requests import chat_request
@@ -84,7 +85,8 @@ class AsyncClient:
         self._policies = PolicyServiceStub(self._control.grpc)
         self._loop = LoopServiceStub(self._control.grpc)
         self._privacy = PrivacyServiceStub(self._control.grpc)
-        self._kept = Kept(self._say, keep_feedback, feedback_file)
+        self._owns = True
+        self._kept: Kept = Kept(self._say, keep_feedback, feedback_file)
 
     @property
     def address(self) -> str:
@@ -95,6 +97,19 @@ class AsyncClient:
     def control(self) -> str:
         """Where operators' calls go."""
         return self._control.address
+
+    def with_api_key(self, api_key: str) -> Self:
+        """This client's connections for another caller: for programs that pass on the calls of many.
+
+        It keeps no feedback, and closing it closes nothing. `api_key`: empty: none. Raises InvalidRequest.
+        """
+        said = metadata(api_key)
+        other = copy(self)
+        other._public = self._public.saying(said)
+        other._control = other._public if self._control is self._public else self._control.saying(said)
+        other._kept = NotKept(other._say)
+        other._owns = False
+        return other
 
     async def __aenter__(self) -> Self:
         return self
@@ -109,6 +124,8 @@ class AsyncClient:
 
         Feedback that is kept in memory is sent, or lost, and that said, in up to 5 s; what is in a file stays there.
         """
+        if not self._owns:
+            return
         await self._kept.close()
         await self._public.close()
         await self._control.close()

@@ -194,3 +194,24 @@ class Kept:
         else:
             self._delivered += 1
         self._shelf.remove(number)
+
+
+class NotKept(Kept):
+    """Keeps nothing: what cannot be sent now raises."""
+
+    def __init__(self, send: Callable[[StreamFeedbackRequest], Awaitable[Durability]]) -> None:
+        self._send = send
+
+    def __len__(self) -> int:
+        return 0
+
+    async def submit(self, statement: StreamFeedbackRequest) -> Durability:
+        """Where the statement is safe. Raises what sending does."""
+        return await self._send(statement)
+
+    async def flush(self, seconds: float) -> Flushed:
+        """There is nothing."""
+        return Flushed(0, 0, ())
+
+    async def close(self) -> None:
+        """There is nothing."""

@@ -177,6 +177,7 @@ class Client(_Face):
     watch_loop = _each(AsyncClient.watch_loop)
     erase_user = _value(AsyncClient.erase_user)
     healthy = _value(AsyncClient.healthy)
+    with_api_key = _other(AsyncClient.with_api_key)
 
 
 class SyncReply(_Face):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from plaudit.addresses import is_loopback
 from plaudit.base_model import PACKAGED
 from plaudit.settings import Settings
 
@@ -45,7 +45,8 @@ class ServerSettings(Settings):
     metrics_host: str = "127.0.0.1"
     """Address that metrics are served at, open to whoever reaches it; they name no user and hold no text."""
     event_log: str
-    """sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…]; all programs of a deployment share it."""
+    """sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…], by TLS and with a password if it says so (docs/security.md); all
+    programs of a deployment share it."""
     policy_store: str
     """Where versions are published: a directory or any fsspec URL (s3://…)."""
     state_dir: Path
@@ -141,14 +142,3 @@ class ServerSettings(Settings):
                 f"{name} ({address}) can be reached from other machines; give {' and '.join(missing)}, "
                 "listen on 127.0.0.1, or say --allow-insecure"
             )
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches an address, HOST:PORT or unix:PATH."""
-    host = address.rpartition(":")[0].strip("[]")
-    if address.startswith("unix:") or host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:  # a name, which may be anybody's
-        return False

@@ -362,3 +362,15 @@ async def test_health(client: AsyncClient) -> None:
 def test_a_client_wants_a_running_loop() -> None:
     with pytest.raises(RuntimeError, match="no running event loop"):
         AsyncClient("127.0.0.1:1")
+
+
+async def test_another_callers_client_shares_the_connections(client: AsyncClient, script: Script) -> None:
+    other = client.with_api_key("of-another-caller")
+    async with other:
+        script.failures = [Failure(grpc.StatusCode.FAILED_PRECONDITION)]
+        with pytest.raises(FailedPrecondition):
+            await other.submit_feedback("r", thumb="up")
+    assert await other.chat("still there").read() == "STILL THERE ", "closing it closed nothing"
+    assert await client.chat("so am I").read() == "SO AM I "
+    with pytest.raises(InvalidRequest):
+        client.with_api_key("no key")

@@ -217,6 +217,15 @@ async def test_failures_are_the_same(sync: Client, script: Script) -> None:
     await asyncio.to_thread(fail)
 
 
+async def test_another_callers_client(sync: Client) -> None:
+    def chat() -> str:
+        with sync.with_api_key("of-another-caller") as other:
+            assert_type(other, Client)
+        return other.chat("still there").read()
+
+    assert await asyncio.to_thread(chat) == "STILL THERE "
+
+
 async def test_operators_watch(sync: Client) -> None:
     def watch() -> list[str]:
         policies = sync.watch_policies()
