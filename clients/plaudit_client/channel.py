@@ -10,6 +10,7 @@ import grpc
 
 from plaudit_client.errors import InvalidRequest, Unavailable, from_rpc
 from plaudit_client.retry import ATTEMPTS, pause
+from plaudit_client.trace_context import current_span
 
 _OPTIONS = [
     # A server that was restarted is found again within seconds; gRPC would look only every two minutes in the end.
@@ -62,13 +63,18 @@ class Channel:
         timeout: float,
     ) -> None:
         self.address = address
-        self.metadata = metadata
+        self._metadata = metadata
         self._timeout = timeout
         self.grpc = (
             grpc.aio.secure_channel(address, credentials, _OPTIONS)
             if credentials
             else grpc.aio.insecure_channel(address, _OPTIONS)
         )
+
+    @property
+    def metadata(self) -> list[tuple[str, str]]:
+        """What goes with a call that is made now: the key, and the caller's span if it is in one."""
+        return self._metadata + current_span()
 
     async def close(self) -> None:
         """What runs is cancelled."""

@@ -17,9 +17,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from plaudit import logs, tracing
 from plaudit.artifacts import ArtifactError, PolicyStore
 from plaudit.events import EventLog, EventLogUnavailable
 from plaudit.releases import BASE
+from plaudit.tracing import Span
 from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_learner import rounds
 from plaudit_learner.canary.review import Reviewer, on_trial
@@ -167,8 +169,14 @@ class Learner:
         return max(((int(metrics["round"]), int(metrics["votes"])) for metrics in ended), default=(0, 0))
 
     def _round(self) -> None:
+        """A span of its own, the root of a trace: its links lead to those of what it was made from."""
+        with tracing.span("round", parent={}) as span:
+            self._go_through_round(span)
+
+    def _go_through_round(self, span: Span) -> None:
         began = time.monotonic()
         number, parent = self._last_round()[0] + 1, self._intake.releases.stable
+        span.set({"plaudit.round": number, "plaudit.parent": parent})
         settings = self._settings.model_dump(mode="json")
         # From the reference anew, and not from the parent, which had spent its KL on a reward model that knew less
         # (docs/decisions/0007, 0010).
@@ -185,6 +193,8 @@ class Learner:
             else:
                 this, reward_model = self._begin(policy, number, parent, reference)
                 this.keep(self._kept, settings)
+            span.link(*reversed(this.traces))  # if there is room for fewer, the last ones stay
+            span.set({"plaudit.votes": this.votes, "plaudit.spans_learnt_from": this.traced})
             self._metrics.stage.state("improving")
             self._ranks.told(Task(this, reward_model, reference))
             result = improve(
@@ -203,13 +213,15 @@ class Learner:
                 log.info("improved no further: %s", result.stopped)
         except (NotEnoughVotesError, NothingToImproveError) as error:
             log.info("round %d waits for more votes: %s", number, error)
+            span.set({"plaudit.outcome": "waits for more votes"})
             self._in_vain, self._gone = self._store.count_votes(*self._settings.aspects), 0
             rounds.drop(self._kept)
             return
 
         self._metrics.stage.state("gating")
-        with self._ranks.together():
+        with self._ranks.together(), tracing.span("gate") as gate:
             verdict = self._gate(policy, result.reward_model, this, reference)
+            gate.set({"plaudit.passed": verdict.passed, "plaudit.reasons": list(verdict.reasons)})
 
         self._take_in(0.0)
         self._check_kept()
@@ -227,6 +239,7 @@ class Learner:
             parent=parent,
             reference=reference,
             share=self._settings.canary_share,
+            traceparent=span.traceparent,
             window={"votes": this.votes, "prompts": len(this.train) + len(this.held_out)},
             metrics={
                 **verdict.metrics,
@@ -243,7 +256,9 @@ class Learner:
         self._gone = 0
         outcome = PolicyState.Name(event.state).removeprefix("POLICY_STATE_").lower()
         self._metrics.rounds.labels(outcome).inc()
-        log.info("round %d: %s is %s: %s", number, event.version, outcome, event.reason)
+        span.set({"plaudit.policy_version": event.version, "plaudit.outcome": outcome})
+        told = logs.fields(step=outcome, policy_version=event.version, actor="learner", round=number)
+        log.info("round %d: %s is %s: %s", number, event.version, outcome, event.reason, extra=told)
 
     def _begin(self, policy: Policy, number: int, parent: str, reference: str) -> tuple[Round, RewardModel]:
         """Settle what the round works from. Raises NotEnoughVotesError."""
@@ -252,7 +267,8 @@ class Learner:
         told = "round %d: %d votes, weighing %.0f, from %s, to be better than %s"
         log.info(told, number, votes, weight, reference, parent)
         self._metrics.stage.state("rewarding")
-        reward_model = self._fit(policy, reference)
+        with tracing.span("reward model"):
+            reward_model = self._fit(policy, reference)
         train, held_out = self._prompts()
         seed = self._settings.seed + 1000 * number
         how = self._how(weight)
@@ -260,7 +276,10 @@ class Learner:
         allowed = {prompt for prompt in train if len(prompt) <= how.max_prompt_tokens}
         served = (r for r in self._store.served(self._settings.window, how.temperature) if r.prompt in allowed)
         logged = rounds.drawn([r for r in served if len(r.reply) <= how.max_new_tokens], how.logged_replies, seed)
-        return Round(number, parent, votes, seed, train, held_out, how, examples, logged), reward_model
+        window = self._settings.window
+        traces, traced = self._store.traces(self._store.aspects(window), window, tracing.MOST_LINKS)
+        this = Round(number, parent, votes, seed, train, held_out, how, examples, logged, traces, traced)
+        return this, reward_model
 
     @property
     def _kept(self) -> Path:
