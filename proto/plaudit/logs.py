@@ -114,6 +114,7 @@ class HumanFormatter(logging.Formatter):
         self._program = program
 
     def formatMessage(self, record: logging.LogRecord) -> str:
+        """See the module."""
         program = f"{self._program}/call" if record.name == ACCESS else self._program
         trace_id = getattr(record, "trace_id", "")
         trace = f" (trace {trace_id})" if trace_id else ""
@@ -128,6 +129,7 @@ class JsonFormatter(logging.Formatter):
         self._program = program
 
     def format(self, record: logging.LogRecord) -> str:
+        """See the module."""
         line: dict[str, object] = {
             "time": f"{_time(record)}.{int(record.msecs):03}Z",
             "level": record.levelname.lower(),
