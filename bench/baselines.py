@@ -71,7 +71,9 @@ def kto(policy: Policy, model: Path, votes: Sequence[Vote], how: Training, seed:
         "completion_ids": [list(vote.item.reply) for vote in order],
         "label": [vote.liked for vote in order],
     }
-    base = AutoModelForCausalLM.from_pretrained(model, dtype="auto", local_files_only=True, attn_implementation="eager")
+    base = AutoModelForCausalLM.from_pretrained(
+        model, dtype=policy.model.dtype, local_files_only=True, attn_implementation="eager"
+    )
     with tempfile.TemporaryDirectory() as directory:
         arguments = KTOConfig(
             output_dir=directory,

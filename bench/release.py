@@ -46,6 +46,7 @@ from plaudit.v1.events_pb2 import Feedback, Interaction, PolicyEvent  # noqa: E4
 from plaudit.v1.feedback_pb2 import Thumb  # noqa: E402
 from plaudit.v1.policy_pb2 import PolicyState  # noqa: E402
 from plaudit.v1.sampling_pb2 import FinishReason, SamplingParameters  # noqa: E402
+from plaudit.wilson import wilson  # noqa: E402
 from plaudit_cli.personas import Persona  # noqa: E402
 from plaudit_cli.personas.base import sigmoid, words  # noqa: E402
 from plaudit_cli.prompts import Prompt, read  # noqa: E402
@@ -455,14 +456,6 @@ def conclude(size: str, bench: Bench, rows: Sequence[Row], gated: Sequence[Row])
         "equal versions rolled back: at most 1 in 20": false <= len(equal) / 20,
     }
     return report("release", size, figures=figures, goals=goals)
-
-
-def wilson(count: int, of: int, z: float = 1.96) -> tuple[float, float]:
-    """Confidence interval of a proportion (Wilson 1927)."""
-    rate, slack = count / of, z * z / of
-    middle = rate + slack / 2
-    reach = z * math.sqrt(rate * (1 - rate) / of + slack / (4 * of))
-    return max(0.0, (middle - reach) / (1 + slack)), min(1.0, (middle + reach) / (1 + slack))
 
 
 def spread(counts: Sequence[int]) -> str:

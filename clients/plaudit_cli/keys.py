@@ -42,7 +42,11 @@ def create(
     name: Annotated[str, typer.Argument(help="Whose key it is: letters, digits, '.', '_' and '-'.")],
     *,
     permission: Annotated[
-        list[Permission] | None, typer.Option(help="May be repeated; left out: chat and feedback.", show_default=False)
+        list[Permission] | None,
+        typer.Option(
+            help="May be repeated; left out: chat and feedback. observe: to see how learning goes, as admin may.",
+            show_default=False,
+        ),
     ] = None,
     days: Annotated[int | None, typer.Option(min=1, help="It expires after so many days; left out: never.")] = None,
     file: File = DEFAULT_FILE,

@@ -7,15 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
-
-def wilson(up: int, votes: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a share (95% by default), which is right for few votes and for shares near 0 and 1."""
-    if votes == 0:
-        return 0.0, 1.0
-    share, weight = up / votes, z * z / votes
-    centre = share + weight / 2
-    spread = z * math.sqrt(share * (1 - share) / votes + weight / (4 * votes))
-    return max(0.0, (centre - spread) / (1 + weight)), min(1.0, (centre + spread) / (1 + weight))
+from plaudit.wilson import wilson
 
 
 @dataclass(slots=True)

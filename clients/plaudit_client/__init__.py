@@ -15,6 +15,16 @@ from plaudit_client.errors import (
     Unauthenticated,
     Unavailable,
 )
+from plaudit_client.loop_types import (
+    Approval,
+    LearnerReport,
+    Loop,
+    PpoUpdate,
+    ReleaseStep,
+    RewardModelHead,
+    RoundReport,
+    VoteBucket,
+)
 from plaudit_client.reply import Reply
 from plaudit_client.stream import Statement
 from plaudit_client.types import (
@@ -32,6 +42,7 @@ from plaudit_client.types import (
 )
 
 __all__ = [
+    "Approval",
     "AsyncClient",
     "Cancelled",
     "DeadlineExceeded",
@@ -41,15 +52,21 @@ __all__ = [
     "FinishReason",
     "GateCheck",
     "InvalidRequest",
+    "LearnerReport",
+    "Loop",
     "Message",
     "NotFound",
     "PermissionDenied",
     "PlauditError",
     "Policies",
     "Policy",
+    "PpoUpdate",
     "RefusedStatement",
+    "ReleaseStep",
     "Reply",
     "ResourceExhausted",
+    "RewardModelHead",
+    "RoundReport",
     "ServerError",
     "Settled",
     "Statement",
@@ -57,5 +74,6 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Usage",
+    "VoteBucket",
     "tls",
 ]

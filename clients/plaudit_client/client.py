@@ -19,6 +19,8 @@ import grpc
 from plaudit.v1.chat_pb2_grpc import ChatServiceStub
 from plaudit.v1.feedback_pb2 import RetractFeedbackRequest
 from plaudit.v1.feedback_pb2_grpc import FeedbackServiceStub
+from plaudit.v1.loop_pb2 import GetLoopRequest, WatchLoopRequest
+from plaudit.v1.loop_pb2_grpc import LoopServiceStub
 from plaudit.v1.policy_pb2 import (
     GetPolicyRequest,
     ListPoliciesRequest,
@@ -32,6 +34,7 @@ from plaudit.v1.privacy_pb2 import EraseUserRequest
 from plaudit.v1.privacy_pb2_grpc import PrivacyServiceStub
 from plaudit_client.channel import Channel, metadata
 from plaudit_client.errors import from_rpc
+from plaudit_client.loop_types import Loop
 from plaudit_client.reply import Reply
 from plaudit_client.requests import chat_request, feedback_request
 from plaudit_client.stream import Statement, stream
@@ -41,8 +44,8 @@ from plaudit_client.types import Durability, Erased, Message, Policies, Policy, 
 class AsyncClient:
     """Talks to one Plaudit server, or to a balancer before many. To be made inside a running event loop.
 
-    Operators' calls (policies, `erase_user`) are at an address of their own, a server's control plane: give it as
-    `address` to make only those, or as `control` beside it to make both kinds.
+    Operators' calls (policies, the loop, `erase_user`) are at an address of their own, a server's control plane: give
+    it as `address` to make only those, or as `control` beside it to make both kinds.
 
     async with AsyncClient("localhost:50051") as client:
         reply = client.chat("Name three birds.")
@@ -72,6 +75,7 @@ class AsyncClient:
         self._chat = ChatServiceStub(self._public.grpc)
         self._feedback = FeedbackServiceStub(self._public.grpc)
         self._policies = PolicyServiceStub(self._control.grpc)
+        self._loop = LoopServiceStub(self._control.grpc)
         self._privacy = PrivacyServiceStub(self._control.grpc)
 
     @property
@@ -245,6 +249,28 @@ class AsyncClient:
         try:
             async for response in call:
                 yield Policy.from_proto(response.policy)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, self.control) from None
+        finally:
+            call.cancel()
+
+    async def get_loop(self) -> Loop:
+        """How learning goes: the learner, its rounds, the steps of every version. Raises Unavailable or ServerError.
+
+        Needs the permission `observe`, where the server asks for callers.
+        """
+        response = await self._control.call(self._loop.GetLoop, GetLoopRequest())
+        return Loop.from_proto(response.loop)
+
+    async def watch_loop(self) -> AsyncGenerator[Loop]:
+        """The whole of it now, and again whenever something of it changes, at most once a second; without end.
+
+        Raises as `watch_policies`.
+        """
+        call = self._loop.WatchLoop(WatchLoopRequest(), metadata=self._control.metadata)
+        try:
+            async for response in call:
+                yield Loop.from_proto(response.loop)
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error, self.control) from None
         finally:

@@ -120,6 +120,11 @@ class GateCheck:
     kept: bool
 
 
+def state_word(state: policy_pb2.PolicyState.ValueType) -> str:
+    """As `Policy.state` says it."""
+    return policy_pb2.PolicyState.Name(state).removeprefix("POLICY_STATE_").lower().replace("_", " ")
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """One policy version."""
@@ -146,7 +151,7 @@ class Policy:
         return cls(
             version=policy.version,
             parent=policy.parent,
-            state=policy_pb2.PolicyState.Name(policy.state).removeprefix("POLICY_STATE_").lower().replace("_", " "),
+            state=state_word(policy.state),
             reason=policy.reason,
             changed_at=policy.changed_at.ToDatetime(tzinfo=UTC) if policy.HasField("changed_at") else None,
             metrics=dict(policy.metrics),

@@ -66,6 +66,7 @@ def run(settings: LearnerSettings, ranks: Ranks) -> None:
     from plaudit_learner.experience.store import Experience
     from plaudit_learner.loop import Learner
     from plaudit_learner.metrics import LearnerMetrics
+    from plaudit_learner.progress import ProgressSender
 
     metrics = LearnerMetrics(CollectorRegistry())
     with ExitStack() as down:
@@ -92,6 +93,7 @@ def run(settings: LearnerSettings, ranks: Ranks) -> None:
             event_log=event_log,
             store=store,
             metrics=metrics,
+            progress=down.enter_context(ProgressSender(event_log)),
             ranks=ranks,
         )
         log.info("learning from %s", settings.event_log)

@@ -17,12 +17,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from plaudit import logs, tracing
+from plaudit import tracing
 from plaudit.artifacts import ArtifactError, PolicyStore
 from plaudit.events import EventLog, EventLogUnavailable
 from plaudit.releases import BASE
 from plaudit.tracing import Span
-from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_learner import rounds
 from plaudit_learner.canary.review import Reviewer, on_trial
 from plaudit_learner.config import LearnerSettings
@@ -36,8 +35,10 @@ from plaudit_learner.instruct.mixture import instruction_examples
 from plaudit_learner.metrics import LearnerMetrics
 from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.ppo.improve import ImproveSettings, IterationMetrics, NothingToImproveError, improve
+from plaudit_learner.progress import ProgressSender
 from plaudit_learner.ranks import ALONE, Ranks
 from plaudit_learner.release import Publisher
+from plaudit_learner.reports import Reports
 from plaudit_learner.reward.model import FeatureCache, NotEnoughVotesError, Preference, Rating, RewardModel, Vote, fit
 from plaudit_learner.rounds import Round
 from plaudit_learner.versions import Versions
@@ -69,6 +70,7 @@ class Learner:
         event_log: EventLog,
         store: Experience,
         metrics: LearnerMetrics,
+        progress: ProgressSender,
         ranks: Ranks = ALONE,
     ) -> None:
         self._settings = settings
@@ -78,6 +80,7 @@ class Learner:
         self._versions = Versions(policies, copies, model, base_model_sha256, settings.lora_layers)
         self._publisher = Publisher(policies, event_log, base_model_sha256)
         self._metrics = metrics
+        self._reports = Reports(settings, store, metrics, progress)
         self._ranks = ranks
         self._reader = Reader(model)  # here, so that what it lacks is said before a round, not after it
         self._examples = _instruction_examples(settings, model)  # likewise
@@ -87,6 +90,7 @@ class Learner:
         self._in_vain = 0  # votes at which the last attempt found nothing to learn
         self._too_light = 0  # votes at which those that are new did not weigh enough
         self._gone = 0  # votes of those then that were erased, or taken back
+        self._used = 0  # votes that the running round learns from
 
     def run(self) -> None:
         """Until killed, or stopped by an exception from a signal handler."""
@@ -94,9 +98,10 @@ class Learner:
             try:
                 self._intake = Intake(self._log, self._store, self._metrics.count_letter)
                 self._intake.start()
-                self._metrics.tally(self._store.tallies(self._settings.aspect))
+                self._reports.opened(self._intake.releases)
                 while True:
-                    self._metrics.stage.state("waiting")
+                    self._used = 0
+                    self._reports.stage("waiting")
                     if self._take_in(_POLL_SECONDS):
                         # Not each record as it comes: with every read the log, the disk and a core are busy, which on
                         # a small machine is felt in serving.
@@ -106,17 +111,18 @@ class Learner:
                         try:
                             self._round()
                         except _BegunAnew:
-                            log.info("the round is begun anew without what was erased")
+                            self._reports.round_ends(self._last_round()[0] + 1, "is begun anew without what was erased")
+                    else:
+                        self._reports.no_round()
             except (EventLogUnavailable, ArtifactError) as error:
                 log.warning("%s; trying again", error)
                 time.sleep(_RETRY_SECONDS)
 
     def _take_in(self, timeout: float) -> int:
         taken = self._intake.drain(timeout)
-        self._metrics.lag.set(self._intake.lag())
-        if taken:
-            self._metrics.records.inc(taken)
-            self._metrics.tally(self._store.tallies(self._settings.aspect))
+        votes, new, _ = self._new_votes()
+        new = max(0, votes - self._used) if self._used else new
+        self._reports.taken_in(taken, lag=self._intake.lag(), new_votes=new)
         if self._store.unsettled:
             self._forget()
         return taken
@@ -134,11 +140,7 @@ class Learner:
     def _due(self) -> bool:
         if on_trial(self._intake.releases):
             return False
-        _, votes_then = self._last_round()
-        votes, then = self._store.count_votes(*self._settings.aspects), max(votes_then, self._in_vain)
-        # Votes that are gone do not have to come again before those that are new count.
-        self._gone = max(self._gone, then - votes)
-        new = votes - then + self._gone
+        votes, new, self._gone = self._new_votes()
         if new < self._settings.votes_per_round or votes == self._too_light:
             return False
         _, weight = self._standing(new)
@@ -147,6 +149,13 @@ class Learner:
             self._too_light = votes
             return False
         return True
+
+    def _new_votes(self) -> tuple[int, int, int]:
+        """(votes that stand, those that no round has used, votes that a round used and that are gone)."""
+        votes, used = self._store.count_votes(*self._settings.aspects), max(self._last_round()[1], self._in_vain)
+        # Votes that are gone do not have to come again before those that are new count.
+        gone = max(self._gone, used - votes)
+        return votes, votes - used + gone, gone
 
     def _standing(self, newest: int) -> tuple[float, float]:
         """What the votes that are learnt from weigh, and the newest of them."""
@@ -195,7 +204,8 @@ class Learner:
                 this.keep(self._kept, settings)
             span.link(*reversed(this.traces))  # if there is room for fewer, the last ones stay
             span.set({"plaudit.votes": this.votes, "plaudit.spans_learnt_from": this.traced})
-            self._metrics.stage.state("improving")
+            self._used = this.votes
+            self._reports.improving(this, reward_model)
             self._ranks.told(Task(this, reward_model, reference))
             result = improve(
                 policy,
@@ -212,13 +222,13 @@ class Learner:
             if result.stopped:
                 log.info("improved no further: %s", result.stopped)
         except (NotEnoughVotesError, NothingToImproveError) as error:
-            log.info("round %d waits for more votes: %s", number, error)
             span.set({"plaudit.outcome": "waits for more votes"})
+            self._reports.round_ends(number, f"waits for more votes: {error}")
             self._in_vain, self._gone = self._store.count_votes(*self._settings.aspects), 0
             rounds.drop(self._kept)
             return
 
-        self._metrics.stage.state("gating")
+        self._reports.stage("gating")
         with self._ranks.together(), tracing.span("gate") as gate:
             verdict = self._gate(policy, result.reward_model, this, reference)
             gate.set({"plaudit.passed": verdict.passed, "plaudit.reasons": list(verdict.reasons)})
@@ -226,12 +236,13 @@ class Learner:
         self._take_in(0.0)
         self._check_kept()
         if self._intake.releases.stable != parent:
-            log.info("round %d is begun again: %s became stable meanwhile", number, self._intake.releases.stable)
+            stable = self._intake.releases.stable
+            self._reports.round_ends(number, f"is begun again: {stable} became stable meanwhile")
             return
         if on_trial(self._intake.releases):  # by hand: it goes first
-            log.info("round %d waits: %s is on trial meanwhile", number, self._intake.releases.canary)
+            self._reports.round_ends(number, f"waits: {self._intake.releases.canary} is on trial meanwhile")
             return
-        self._metrics.stage.state("publishing")
+        self._reports.stage("publishing")
         event = self._publisher.publish(
             policy,
             verdict,
@@ -254,11 +265,7 @@ class Learner:
         )
         rounds.drop(self._kept)
         self._gone = 0
-        outcome = PolicyState.Name(event.state).removeprefix("POLICY_STATE_").lower()
-        self._metrics.rounds.labels(outcome).inc()
-        span.set({"plaudit.policy_version": event.version, "plaudit.outcome": outcome})
-        told = logs.fields(step=outcome, policy_version=event.version, actor="learner", round=number)
-        log.info("round %d: %s is %s: %s", number, event.version, outcome, event.reason, extra=told)
+        self._reports.round_published(event)
 
     def _begin(self, policy: Policy, number: int, parent: str, reference: str) -> tuple[Round, RewardModel]:
         """Settle what the round works from. Raises NotEnoughVotesError."""
@@ -266,7 +273,7 @@ class Learner:
         weight, _ = self._standing(0)
         told = "round %d: %d votes, weighing %.0f, from %s, to be better than %s"
         log.info(told, number, votes, weight, reference, parent)
-        self._metrics.stage.state("rewarding")
+        self._reports.round_begins(number, parent, reference, votes)
         with tracing.span("reward model"):
             reward_model = self._fit(policy, reference)
         train, held_out = self._prompts()
@@ -310,10 +317,7 @@ class Learner:
         )
         reward_model = replace(reward_model, reference=reference)
         self._keep(reward_model)
-        self._metrics.reward_model_auc.set(reward_model.metrics.auc)
-        self._metrics.reward_model_accuracy.set(reward_model.metrics.accuracy)
-        for aspect, quality in reward_model.heads.items():
-            log.info("reward model of %s: %s", aspect, quality.summary())
+        self._reports.fitted(reward_model)
         for term in settings.terms:
             quality = reward_model.heads[term.aspect]
             if not quality.discrimination > rounds.LEAST_AUC:
@@ -368,19 +372,7 @@ class Learner:
             with suppress(EventLogUnavailable):
                 self._take_in(0.0)
             self._check_kept()
-        self._metrics.ppo_reward.set(metrics.reward)
-        self._metrics.ppo_kl.set(metrics.kl)
-        self._metrics.ppo_entropy.set(metrics.entropy)
-        self._metrics.ppo_reply_length.set(metrics.length)
-        log.info(
-            "update %d of %d: reward %+.2f, KL %.2f nats a reply, entropy %.2f, %.0f tokens",
-            metrics.iteration,
-            iterations,
-            metrics.reward,
-            metrics.kl,
-            metrics.entropy,
-            metrics.length,
-        )
+        self._reports.updated(iterations, metrics)
 
     def _gate(self, policy: Policy, reward_model: RewardModel, this: Round, reference: str) -> Verdict:
         def parent() -> Policy:
@@ -396,17 +388,7 @@ class Learner:
             seed=this.seed,
             ranks=self._ranks,
         )
-        self._metrics.gated(verdict.checks)
-        for check in verdict.checks:
-            log.info(
-                "gate: %s %.3f, compared with %.3f, %s %.3f: %s",
-                check.measure,
-                check.candidate,
-                check.reference,
-                "at most" if check.upper else "at least",
-                check.bound,
-                "kept" if check.kept else "broken",
-            )
+        self._reports.gated(verdict.checks)
         return verdict
 
 

@@ -1,7 +1,8 @@
 """The policy: a causal language model with one LoRA adapter that learns.
 
-The base model is frozen and stays in the dtype of its checkpoint; the adapter is float32. The reference policy is the
-same model with the adapter off, or with a second, frozen adapter in its place: the two share every base weight.
+The base model is frozen, in the dtype of its checkpoint, or in float32 on a CPU without bfloat16; the adapter is
+float32. The reference policy is the same model with the adapter off, or with a second, frozen adapter in its place: the
+two share every base weight.
 
 A prompt is read once however many replies follow it: `Policy.read` fills a key-value cache, `Policy.extend`
 continues it. Sampling and training go through the same two calls, and gradients flow through the cache, so the
@@ -32,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from plaudit.precision import cpu_wants_float32
 from plaudit_learner.attention import use_grouped_attention
 from plaudit_learner.trunk import LAYER, Cache, Trunk, layers_from, lowest_adapter
 
@@ -126,7 +128,10 @@ class Policy:
         """
         # Not the fused kernel: on CPU, for a batch of short sequences, it takes several times as long.
         base = AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype="auto", local_files_only=True, attn_implementation="eager"
+            model_dir,
+            dtype="float32" if cpu_wants_float32() else "auto",
+            local_files_only=True,
+            attn_implementation="eager",
         )
         base.config.use_cache = True
         use_grouped_attention(base)

@@ -13,4 +13,8 @@ class Permission(Enum):
     OBSERVE = "observe"
     """To see how the loop goes: LoopService, and nothing that anybody said."""
     ADMIN = "admin"
-    """The control plane: policies and erasure."""
+    """The control plane: policies and erasure, and all that OBSERVE opens."""
+
+    def opens(self, needed: Permission) -> bool:
+        """Whether who has this permission may call what needs `needed`."""
+        return self is needed or (self is Permission.ADMIN and needed is Permission.OBSERVE)

@@ -86,8 +86,10 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
     from plaudit_server.feedback import FeedbackService
     from plaudit_server.follower import Follower
     from plaudit_server.interceptors import Guard
+    from plaudit_server.loop import LoopService
     from plaudit_server.metrics import ServerMetrics
     from plaudit_server.outbox import Outbox
+    from plaudit_server.picture import Picture
     from plaudit_server.policies import PolicyService
     from plaudit_server.privacy import PrivacyService
     from plaudit_server.prompts import ChatTemplate
@@ -114,6 +116,8 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
             down.callback(http.shutdown)
         event_log = await asyncio.to_thread(open_log, settings.event_log)
         down.callback(event_log.close)
+        watched = await asyncio.to_thread(open_log, settings.event_log)
+        down.callback(watched.close)
         kept = make_engine(settings, model)
         engine = KeptEngine(kept, attempts=settings.engine_restarts, metrics=metrics)
         down.push_async_callback(engine.stop)
@@ -145,6 +149,8 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
         )
         following = asyncio.create_task(follower.run(), name="follower")
         writing = asyncio.create_task(outbox.run(), name="outbox")
+        picture = Picture(watched)
+        drawing = asyncio.create_task(picture.run(), name="picture")
         rpc = Rpc(
             settings,
             ChatService(
@@ -159,6 +165,7 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
             ),
             FeedbackService(receipts, hashed, outbox, settings, metrics),
             PolicyService(event_log, follower, router, settings.max_watchers),
+            LoopService(picture, settings.max_watchers),
             PrivacyService(hashed, outbox),
             guard=Guard(authentication, metrics),
             credentials=credentials,
@@ -175,9 +182,9 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
             log.info("draining: %d streams running", rpc.running)
         finally:
             await rpc.stop(settings.drain_seconds)
-            for task in (following, keeping):
+            for task in (following, keeping, drawing):
                 task.cancel()
-            await asyncio.gather(following, keeping, return_exceptions=True)
+            await asyncio.gather(following, keeping, drawing, return_exceptions=True)
             outbox.close()
             await writing
         log.info("stopped")

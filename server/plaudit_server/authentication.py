@@ -26,6 +26,7 @@ from plaudit_server.reread import Reread
 NEEDED = {
     "plaudit.v1.ChatService": Permission.CHAT,
     "plaudit.v1.FeedbackService": Permission.FEEDBACK,
+    "plaudit.v1.LoopService": Permission.OBSERVE,
     "plaudit.v1.PolicyService": Permission.ADMIN,
     "plaudit.v1.PrivacyService": Permission.ADMIN,
 }
@@ -72,7 +73,7 @@ class Authentication:
 def permit(caller: Caller, method: str) -> None:
     """Raises Refusal PERMISSION_DENIED if `caller` may not call `method` (/package.Service/Method)."""
     needed = NEEDED[method.split("/")[1]]
-    if needed not in caller.permissions:
+    if not any(permission.opens(needed) for permission in caller.permissions):
         has = " and ".join(sorted(permission.value for permission in caller.permissions))
         raise Refusal(
             grpc.StatusCode.PERMISSION_DENIED,

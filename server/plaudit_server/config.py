@@ -22,11 +22,11 @@ class ServerSettings(ProgramSettings):
     engine: Literal["auto", "vllm", "torch"] = "auto"
     """What samples tokens; auto: vLLM where it is installed, otherwise plain PyTorch."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of weights and activations; auto: the model's own."""
+    """Precision of weights and activations; auto: the model's own, but float32 on a CPU without bfloat16."""
     listen: str = "127.0.0.1:50051"
     """Address of chat and feedback; port 0: any free one (it is printed)."""
     control_listen: str = "127.0.0.1:51051"
-    """Address of the control plane, operators' calls: policies and erasure; port 0: any free one."""
+    """Address of the control plane, operators' calls: policies, the loop, erasure; port 0: any free one."""
     callers_file: Path | None = None
     """Who may call, and what each may do: API keys and client certificates, written by `plaudit keys`; without it,
     whoever gets through to a port may do all that is there. Taken up within a second when it changes."""
@@ -90,7 +90,7 @@ class ServerSettings(ProgramSettings):
     max_feedback_streams: int = Field(default=64, ge=1)
     """StreamFeedback calls at once."""
     max_watchers: int = Field(default=64, ge=1)
-    """WatchPolicies calls at once."""
+    """WatchPolicies calls at once, and as many of WatchLoop."""
     max_calls: int = Field(default=2048, ge=1)
     """Calls of all kinds at once; the last line, at which gRPC itself refuses."""
     max_connection_age: float = Field(default=3600.0, ge=0)

@@ -19,6 +19,8 @@ from plaudit.v1 import (
     chat_pb2_grpc,
     feedback_pb2,
     feedback_pb2_grpc,
+    loop_pb2,
+    loop_pb2_grpc,
     policy_pb2,
     policy_pb2_grpc,
     privacy_pb2,
@@ -29,6 +31,7 @@ from plaudit_server.chat import ChatService
 from plaudit_server.config import ServerSettings
 from plaudit_server.feedback import FeedbackService
 from plaudit_server.interceptors import Guard
+from plaudit_server.loop import LoopService
 from plaudit_server.policies import PolicyService
 from plaudit_server.privacy import PrivacyService
 
@@ -44,7 +47,7 @@ class Addresses(NamedTuple):
     public: str
     """Chat and feedback, for applications."""
     control: str
-    """Policies and privacy, for operators."""
+    """Policies, the loop and privacy, for operators."""
 
 
 class Rpc:
@@ -56,6 +59,7 @@ class Rpc:
         chat: ChatService,
         feedback: FeedbackService,
         policies: PolicyService,
+        loop: LoopService,
         privacy: PrivacyService,
         *,
         guard: Guard,
@@ -64,6 +68,7 @@ class Rpc:
         """`credentials`: of each address its own; None: no TLS."""
         self._chat = chat
         self._policies = policies
+        self._loop = loop
         self._feedback = feedback
         self._chats = True
         self._listening = False
@@ -73,6 +78,7 @@ class Rpc:
         public.add(chat_pb2.DESCRIPTOR, chat_pb2_grpc.add_ChatServiceServicer_to_server, chat)
         public.add(feedback_pb2.DESCRIPTOR, feedback_pb2_grpc.add_FeedbackServiceServicer_to_server, feedback)
         control.add(policy_pb2.DESCRIPTOR, policy_pb2_grpc.add_PolicyServiceServicer_to_server, policies)
+        control.add(loop_pb2.DESCRIPTOR, loop_pb2_grpc.add_LoopServiceServicer_to_server, loop)
         control.add(privacy_pb2.DESCRIPTOR, privacy_pb2_grpc.add_PrivacyServiceServicer_to_server, privacy)
 
     @property
@@ -95,6 +101,7 @@ class Rpc:
         for port in self._ports:
             await port.health.enter_graceful_shutdown()
         await self._policies.stop()
+        await self._loop.stop()
         await self._chat.admission.drain(drain_seconds)
         self._feedback.stop()
         await asyncio.gather(*(port.server.stop(_CLOSE_SECONDS) for port in self._ports))

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
+from plaudit.precision import cpu_wants_float32
 from plaudit_server.adapters import check_adapter, linear_shapes
 from plaudit_server.engine import Engine, EngineError, Generation, PolicyVersion, Sampling, Tokens
 from plaudit_server.reply import ReplyMaker
@@ -44,7 +45,8 @@ class VllmEngine(Engine):
     ) -> None:
         """Samples at most `max_running` replies at once (the rest wait their turn), each of at most `max_context`
         tokens with its prompt, from the base model and at most `max_versions` adapters of at most `max_lora_rank`.
-        `kv_cache_bytes` is reserved at the start; `dtype` is of weights and activations, "auto" as the model's config.
+        `kv_cache_bytes` is reserved at the start; `dtype` is of weights and activations, "auto" as the model's config
+        (on a CPU without bfloat16: float32).
         """
         self._path = model
         self._max_context = max_context
@@ -105,6 +107,8 @@ class VllmEngine(Engine):
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": self._max_context + self._max_running,
             }
+            if self._dtype == "auto" and cpu_wants_float32():
+                arguments["dtype"] = "float32"
         return arguments
 
     def _launch(self) -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit_cli.tally import Approval, Summary, Tally, wilson
+from plaudit.wilson import wilson
+from plaudit_cli.tally import Approval, Summary, Tally
 
 
 def test_wilson_agrees_with_the_literature() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from plaudit.events import FEEDBACK, INTERACTIONS, EventLogUnavailable, Record, from_beginning
+from plaudit.events import FEEDBACK, INTERACTIONS, PROGRESS, EventLogUnavailable, Record, from_beginning
 from plaudit.events.sqlite import SqliteLog
 
 APPEND_FOR_EVER = """
@@ -102,6 +102,22 @@ def test_offsets_go_on_after_the_drained_are_deleted(path: Path, log: SqliteLog)
         again.append([Record(FEEDBACK, "key", b"6")])
         assert [entry.offset for entry in again.read({(FEEDBACK, 0): 0})] == [5, 6]
         assert [entry.value for entry in again.read({(INTERACTIONS, 0): 0})] == [b"stays"]
+
+
+def test_progress_does_not_make_the_file_grow(path: Path, log: SqliteLog) -> None:
+    def size() -> int:
+        log._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return path.stat().st_size
+
+    for round_ in range(20):
+        log.append([Record(PROGRESS, "learner", b"x" * 10_000), Record(PROGRESS, f"round-{round_}", b"y")])
+    before = size()
+    for _ in range(100):
+        log.append([Record(PROGRESS, "learner", b"x" * 10_000)])
+    assert size() <= before + 20_000
+    entries = log.read({(PROGRESS, 0): 0})
+    assert [entry.key for entry in entries] == [*(f"round-{round_}" for round_ in range(20)), "learner"]
+    assert log.read({(PROGRESS, 0): entries[-1].offset}) == entries[-1:], "offsets go on, whatever was deleted"
 
 
 def test_no_topic_waits_for_the_backlog_of_another(log: SqliteLog) -> None:

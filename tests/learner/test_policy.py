@@ -117,7 +117,18 @@ def test_what_the_trunk_made_need_not_be_read_again(tiny_model: Path) -> None:
     assert not torch.allclose(policy.reply_logits(ITEMS, trunks)[0], reference)
 
 
-def test_in_bfloat16_the_adapter_still_learns_in_float32(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_cpu_without_bfloat16_computes_in_float32(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plaudit_learner.policy.cpu_wants_float32", lambda: True)
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    assert Policy.load(tmp_path).reply_logits(ITEMS)[0].dtype == torch.float32
+
+
+def test_in_bfloat16_the_adapter_still_learns_in_float32(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plaudit_learner.policy.cpu_wants_float32", lambda: False)
     AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(tmp_path)
     policy = Policy.load(tmp_path, config=AdapterConfig(layers=1))
     assert policy.trunk == 1

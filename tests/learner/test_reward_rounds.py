@@ -17,6 +17,7 @@ from plaudit_learner.experience.store import Experience
 from plaudit_learner.loop import Learner
 from plaudit_learner.metrics import LearnerMetrics
 from plaudit_learner.policy import Policy
+from plaudit_learner.progress import ProgressSender
 from plaudit_learner.reward.judgements import NotEnoughVotesError
 from plaudit_learner.reward.model import RewardModel
 from tests.learner.test_experience import DOWN, UP, feedback, interaction
@@ -48,6 +49,7 @@ class Rounds:
             event_log=self.log,
             store=self.store,
             metrics=LearnerMetrics(CollectorRegistry()),
+            progress=ProgressSender(self.log),
         )
         self.learner._intake = Intake(self.log, self.store)
         self.policy = Policy.load(model)

@@ -26,7 +26,7 @@ from plaudit_server.authentication import NEEDED
 from plaudit_server.privacy import PrivacyService
 from tests.fixtures_server import Deployment
 
-CONTROL = {"PolicyService", "PrivacyService"}
+CONTROL = {"LoopService", "PolicyService", "PrivacyService"}
 SECRETS = {permission: callers.new_secret() for permission in Permission}
 
 
@@ -75,10 +75,12 @@ async def test_every_rpc_has_its_permission_and_its_port(deployment: Deployment,
             here, elsewhere = (control, public) if service.name in CONTROL else (public, control)
             assert await code(elsewhere, method, SECRETS[Permission.ADMIN]) == code_of.UNIMPLEMENTED, method.full_name
             assert await code(here, method) == code_of.UNAUTHENTICATED, method.full_name
-            assert (NEEDED[service.full_name] is Permission.ADMIN) == (service.name in CONTROL)
+            needed = NEEDED[service.full_name]
+            assert (needed in (Permission.ADMIN, Permission.OBSERVE)) == (service.name in CONTROL)
             for permission, secret in SECRETS.items():
                 ended = await code(here, method, secret)
-                if permission is NEEDED[service.full_name]:  # a service without one fails here
+                # A service without a permission fails here.
+                if permission is needed or (permission, needed) == (Permission.ADMIN, Permission.OBSERVE):
                     assert ended in let_in, method.full_name
                 else:
                     assert ended == code_of.PERMISSION_DENIED, method.full_name
@@ -210,7 +212,7 @@ def test_a_wrong_callers_file_is_named_and_not_quoted(tmp_path: Path, content: s
 def test_the_file_is_its_owners_alone_and_holds_no_key(file: Path) -> None:
     assert os.stat(file).st_mode & 0o777 == 0o600
     assert not any(secret in file.read_text() for secret in SECRETS.values())
-    assert len(set(SECRETS.values())) == 3
+    assert len(set(SECRETS.values())) == 4
     assert all(len(secret) == len("plaudit_") + 43 for secret in SECRETS.values()), "256 bits"
 
 

@@ -35,6 +35,7 @@ def check_described(found: dict[str, Any]) -> None:
                 assert found["requests"][method.full_name] == [field.name for field in method.input_type.fields]
 
 
+CONTROL = {"plaudit.v1.LoopService", "plaudit.v1.PolicyService", "plaudit.v1.PrivacyService"}
 EVERYWHERE = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 
@@ -47,7 +48,7 @@ async def test_a_client_that_knows_only_reflection_can_use_it_all(address: str, 
     assert found["vote"] == [{"durability": "DURABILITY_EVENT_LOG"}]
     assert found["health"] == [{"status": "SERVING"}]
     found = await looked_at(control)
-    assert set(found["services"]) == EVERYWHERE | {"plaudit.v1.PolicyService", "plaudit.v1.PrivacyService"}
+    assert set(found["services"]) == EVERYWHERE | CONTROL
     check_described(found)
     assert found["policies"][0]["serving_version"] == "v0"
     assert found["health"] == [{"status": "SERVING"}]

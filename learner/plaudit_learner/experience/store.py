@@ -29,6 +29,7 @@ from plaudit.v1.events_pb2 import Erasure, Feedback, Interaction, PolicyEvent
 from plaudit.v1.feedback_pb2 import Thumb
 from plaudit.v1.sampling_pb2 import FinishReason
 from plaudit_learner.experience import erasure, retention
+from plaudit_learner.experience import timeline as timelines
 from plaudit_learner.policy import PromptReply
 from plaudit_learner.ppo.rollouts import Rollout
 from plaudit_learner.reward.judgements import Preference, Rating, Vote
@@ -377,6 +378,10 @@ class Experience:
             {"aspect": aspect, "foreign": IMPORTED},
         )
         return {version: Tally(up, down) for version, up, down in rows}
+
+    def timeline(self, aspect: str, most: int) -> tuple[int, list[timelines.Span]]:
+        """Thumbs that stand on the replies that are here, by when they were made: see `timeline.timeline`."""
+        return timelines.timeline(self._db, aspect, most)
 
     def exposures(self, version: str, since: int, most: int) -> list[Exposure]:
         """The first `most` replies of a version that the router drew, begun at `since` (Unix µs) or later, in order."""

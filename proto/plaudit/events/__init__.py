@@ -19,8 +19,9 @@ INTERACTIONS = "plaudit.interactions"
 FEEDBACK = "plaudit.feedback"
 POLICIES = "plaudit.policies"
 ERASURES = "plaudit.erasures"
+PROGRESS = "plaudit.progress"
 DEAD_LETTERS = "plaudit.dead-letters"
-TOPICS = (INTERACTIONS, FEEDBACK, POLICIES, ERASURES, DEAD_LETTERS)
+TOPICS = (INTERACTIONS, FEEDBACK, POLICIES, ERASURES, PROGRESS, DEAD_LETTERS)
 
 MAX_VALUE_BYTES = 4 * 2**20
 """The largest value of a record: what a topic's `max.message.bytes` has room for."""

@@ -26,6 +26,7 @@ from plaudit.events import (
     INTERACTIONS,
     MAX_VALUE_BYTES,
     POLICIES,
+    PROGRESS,
     TOPICS,
     Entry,
     EventLog,
@@ -66,7 +67,10 @@ _FOR_EVER = (
     RecordListTooLargeError,
 )
 _SPREAD = frozenset({INTERACTIONS, FEEDBACK})
-_COMPACTED = frozenset({POLICIES, ERASURES})
+_COMPACTED = frozenset({POLICIES, ERASURES, PROGRESS})
+# Written every few seconds, and only the last record of a key counts: without these, a week of them would be kept in
+# the segment that is written to, which no broker compacts.
+_SHORT = {"segment.ms": "600000", "min.cleanable.dirty.ratio": "0.1"}
 _MAX_BATCH_BYTES = 2 * MAX_VALUE_BYTES  # the value, its key and Kafka's framing
 _FETCH_SECONDS = 0.1  # how long a broker holds a fetch that has nothing to give
 _RETRY_SECONDS = 0.1
@@ -103,6 +107,7 @@ class KafkaLog(EventLog):
                 "configs": {
                     "cleanup.policy": "compact" if topic in _COMPACTED else "delete",
                     "max.message.bytes": str(_MAX_BATCH_BYTES),
+                    **(_SHORT if topic == PROGRESS else {}),
                 },
             }
             for topic in TOPICS

@@ -16,10 +16,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from plaudit.events import Entry, EventLog, EventLogUnavailable, Positions, Record
+from plaudit.events import PROGRESS, Entry, EventLog, EventLogUnavailable, Positions, Record
 
 _PARTITION = 0
 _POLL_SECONDS = 0.25  # how late a waiting reader may see what another process appended; a look takes 0.3 ms
+_COMPACTED = frozenset({PROGRESS})  # written every few seconds; the other topics hold what people did, all of it
 _SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE log (identity TEXT NOT NULL);
@@ -69,7 +70,10 @@ class SqliteLog(EventLog):
         return self._identity
 
     def append(self, records: Sequence[Record]) -> None:
-        """Append all in one transaction, fsynced when it returns. Raises EventLogUnavailable; then none is there."""
+        """Append all in one transaction, fsynced when it returns. Raises EventLogUnavailable; then none is there.
+
+        Of the progress topic, what stood before under the same key is deleted: so it stays as small as it is.
+        """
         if not records:
             return
         now = time.time()
@@ -78,6 +82,10 @@ class SqliteLog(EventLog):
             for topic in {record.topic for record in records}:
                 row = writer.execute("SELECT next_offset FROM topics WHERE topic = ?", (topic,)).fetchone()
                 offsets[topic] = row[0] if row else 0
+            writer.executemany(
+                "DELETE FROM entries WHERE topic = ? AND key = ?",
+                {(record.topic, record.key) for record in records if record.topic in _COMPACTED},
+            )
             rows = []
             for record in records:
                 rows.append((record.topic, offsets[record.topic], record.key, record.value, now))
@@ -118,7 +126,7 @@ class SqliteLog(EventLog):
         with self._explained(), self._reading:
             self._check()
             for (topic, _), position in positions.items():
-                # Offsets have no gaps, so the ends tell the count.
+                # Offsets have no gaps (of the progress topic: few), so the ends tell the count.
                 oldest, newest = self._reader.execute(
                     "SELECT MIN(offset), MAX(offset) FROM entries WHERE topic = ?", (topic,)
                 ).fetchone()
