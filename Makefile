@@ -14,7 +14,7 @@ up: $(VENV)/.run
 	$(BIN)/plaudit up $(ARGS)
 
 ## test: install, then lint, types, proto checks and all tests, in two processes (TESTS=0: in one; ARGS="-k name …")
-test: lint $(VENV)/.debian
+test: lint $(VENV)/.debian $(VENV)/.node
 	$(BIN)/python -m pytest -n $(TESTS) --dist loadgroup $(ARGS)
 
 lint: $(VENV)/.dev
@@ -48,9 +48,14 @@ $(VENV)/.run: requirements/run.txt pyproject.toml hatch_build.py $(PROTOS)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.run requirements/dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/dev.txt
+$(VENV)/.dev: $(VENV)/.run requirements/dev.txt requirements/s3.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/dev.txt -r requirements/s3.txt
 	touch $@
+
+# The example in docs/clients.md for other languages. Without node its test is skipped, and says so.
+$(VENV)/.node: clients/examples/node/package-lock.json $(VENV)/.run
+	@if command -v npm > /dev/null; then npm --prefix clients/examples/node ci --silent --ignore-scripts --no-audit --no-fund && touch $@; \
+	else echo "not installed: node; the test of the example in Node is skipped"; fi
 
 $(VENV)/.debian: requirements/debian.txt $(VENV)/.run
 	@missing=; for package in $$(grep -v '^#' $<); do command -v $$package > /dev/null || missing="$$missing $$package"; done; \

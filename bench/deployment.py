@@ -28,7 +28,9 @@ class Deployment:
     clients: list[AsyncClient]
     """One for each server."""
     metrics_port: int
-    """The learner's; the servers' follow it."""
+    """The learner's; the servers' and the gateway's follow it."""
+    gateway: str
+    """The gateway's URL."""
     up: asyncio.subprocess.Process
 
     def metric(self, name: str, program: int = 0, **labels: str) -> dict[tuple[str, ...], float]:
@@ -54,19 +56,21 @@ class Deployment:
 @asynccontextmanager
 async def running(data: Path, *options: str, servers: int = 1) -> AsyncIterator[Deployment]:
     """A deployment that serves; its output goes to `data`/up.log. Raises RuntimeError if it ends before it serves."""
-    port = free_range(3 * servers + 1)
-    control_port, metrics_port = port + servers, port + 2 * servers
+    port = free_range(3 * servers + 3)
+    control_port, gateway_port, metrics_port = port + servers, port + 2 * servers, port + 2 * servers + 1
     data.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "plaudit_cli.main", "up", *options]
     command += [f"--data={data}", f"--port={port}", f"--control-port={control_port}"]
-    command += [f"--metrics-port={metrics_port}", f"--servers={servers}"]
+    command += [f"--metrics-port={metrics_port}", f"--gateway-port={gateway_port}", f"--servers={servers}"]
     with (data / "up.log").open("ab") as log:
         up = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL)
         try:
             async with AsyncExitStack() as stack:
                 clients = [
                     await stack.enter_async_context(
-                        AsyncClient(f"127.0.0.1:{port + index}", control=f"127.0.0.1:{control_port + index}")
+                        AsyncClient(
+                            f"127.0.0.1:{port + index}", control=f"127.0.0.1:{control_port + index}", keep_feedback=0
+                        )
                     )
                     for index in range(servers)
                 ]
@@ -75,7 +79,7 @@ async def running(data: Path, *options: str, servers: int = 1) -> AsyncIterator[
                         if up.returncode is not None:
                             raise RuntimeError(f"plaudit up ended with status {up.returncode}; see {data / 'up.log'}")
                         await asyncio.sleep(0.2)
-                yield Deployment(clients, metrics_port, up)
+                yield Deployment(clients, metrics_port, f"http://127.0.0.1:{gateway_port}", up)
         finally:
             with suppress(ProcessLookupError):
                 up.send_signal(signal.SIGTERM)

@@ -150,7 +150,7 @@ async def server(size: Size, model: str, waiting: int, work: Path) -> AsyncItera
     with (work / "server.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
         try:
-            async with AsyncClient(f"127.0.0.1:{port}") as client, asyncio.timeout(None) as patience:
+            async with AsyncClient(f"127.0.0.1:{port}", max_retries=0) as client, asyncio.timeout(None) as patience:
                 patience.reschedule(asyncio.get_running_loop().time() + _START_SECONDS)
                 while not await serves(client):
                     if process.returncode is not None:

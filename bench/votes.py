@@ -279,7 +279,7 @@ async def running(kind: str, data: Path) -> AsyncIterator[Stage]:
 
 
 async def channels(stack: AsyncExitStack, port: int) -> list[AsyncClient]:
-    return [await stack.enter_async_context(AsyncClient(f"127.0.0.1:{port}")) for _ in range(CHANNELS)]
+    return [await stack.enter_async_context(AsyncClient(f"127.0.0.1:{port}", keep_feedback=0)) for _ in range(CHANNELS)]
 
 
 async def chat(side: Side, count: int) -> None:

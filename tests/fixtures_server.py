@@ -83,9 +83,11 @@ class Deployment:
 
     @asynccontextmanager
     async def client(self, name: str = "server-0", **overrides: Any) -> AsyncIterator[AsyncClient]:
-        """As `running`; a client of both its addresses."""
+        """As `running`; a client of both its addresses, to which refusals come through."""
         async with self.running(name, **overrides) as addresses:
-            async with AsyncClient(addresses.public, control=addresses.control) as client:
+            async with AsyncClient(
+                addresses.public, control=addresses.control, max_retries=0, keep_feedback=0
+            ) as client:
                 yield client
 
     def publish(self, version: str, seed: int, *, parent: str = "v0", announce: bool = True) -> str:
@@ -147,7 +149,7 @@ def control(addresses: Addresses) -> str:
 
 @pytest.fixture
 async def client(addresses: Addresses) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(addresses.public, control=addresses.control) as client:
+    async with AsyncClient(addresses.public, control=addresses.control, max_retries=0, keep_feedback=0) as client:
         yield client
 
 

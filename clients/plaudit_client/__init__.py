@@ -27,14 +27,17 @@ from plaudit_client.loop_types import (
 )
 from plaudit_client.reply import Reply
 from plaudit_client.stream import Statement
+from plaudit_client.sync import Client, SyncReply
 from plaudit_client.types import (
     Durability,
     Erased,
     FinishReason,
+    Flushed,
     GateCheck,
     Message,
     Policies,
     Policy,
+    RefusedFeedback,
     RefusedStatement,
     Settled,
     Token,
@@ -45,11 +48,13 @@ __all__ = [
     "Approval",
     "AsyncClient",
     "Cancelled",
+    "Client",
     "DeadlineExceeded",
     "Durability",
     "Erased",
     "FailedPrecondition",
     "FinishReason",
+    "Flushed",
     "GateCheck",
     "InvalidRequest",
     "LearnerReport",
@@ -61,6 +66,7 @@ __all__ = [
     "Policies",
     "Policy",
     "PpoUpdate",
+    "RefusedFeedback",
     "RefusedStatement",
     "ReleaseStep",
     "Reply",
@@ -70,6 +76,7 @@ __all__ = [
     "ServerError",
     "Settled",
     "Statement",
+    "SyncReply",
     "Token",
     "Unauthenticated",
     "Unavailable",

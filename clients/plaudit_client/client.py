@@ -1,23 +1,18 @@
-"""The asynchronous client: one gRPC channel, one method for each thing that a caller can ask of a server."""
+"""The asynchronous client: one method for each thing that a caller can ask of a server."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Iterable,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
+from copy import copy
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
-from uuid import uuid4
 
 import grpc
 
 from plaudit.v1.chat_pb2_grpc import ChatServiceStub
-from plaudit.v1.feedback_pb2 import RetractFeedbackRequest
+from plaudit.v1.feedback_pb2 import StreamFeedbackRequest
 from plaudit.v1.feedback_pb2_grpc import FeedbackServiceStub
 from plaudit.v1.loop_pb2 import GetLoopRequest, WatchLoopRequest
 from plaudit.v1.loop_pb2_grpc import LoopServiceStub
@@ -34,24 +29,30 @@ from plaudit.v1.privacy_pb2 import EraseUserRequest
 from plaudit.v1.privacy_pb2_grpc import PrivacyServiceStub
 from plaudit_client.channel import Channel, metadata
 from plaudit_client.errors import from_rpc
+from plaudit_client.kept import Kept, NotKept
 from plaudit_client.loop_types import Loop
 from plaudit_client.reply import Reply
-from plaudit_client.requests import chat_request, feedback_request
+from plaudit_client.requests import chat_request
+from plaudit_client.retry import MAX_RETRIES
 from plaudit_client.stream import Statement, stream
-from plaudit_client.types import Durability, Erased, Message, Policies, Policy, Settled
+from plaudit_client.types import Durability, Erased, Flushed, Message, Policies, Policy, Settled
 
 
 class AsyncClient:
-    """Talks to one Plaudit server, or to a balancer before many. To be made inside a running event loop.
+    """Talks to Plaudit's servers. To be made inside a running event loop; `Client` is the same without one.
 
-    Operators' calls (policies, the loop, `erase_user`) are at an address of their own, a server's control plane: give
-    it as `address` to make only those, or as `control` beside it to make both kinds.
+        async with AsyncClient("127.0.0.1:50051") as client:
+            reply = client.chat("Name three birds.")
+            async for text in reply:
+                print(text, end="")
+            await reply.thumbs_up()
 
-    async with AsyncClient("localhost:50051") as client:
-        reply = client.chat("Name three birds.")
-        async for text in reply:
-            print(text, end="")
-        await reply.thumbs_up()
+    `address` is HOST:PORT; or several with commas between them, or `dns:///NAME:PORT`, all of whose addresses get their
+    share (`servers.py`). Operators' calls (policies, the loop, `erase_user`) are at an address of their own, a server's
+    control plane: give it as `address` to make only those, or as `control` beside it to make both kinds.
+
+    Chats that have not begun to answer, and feedback, are tried again while servers cannot take them (`retry.py`).
+    Feedback that still cannot be sent is kept, and sent later (`kept.py`).
     """
 
     def __init__(
@@ -62,21 +63,30 @@ class AsyncClient:
         credentials: grpc.ChannelCredentials | None = None,
         api_key: str | None = None,
         timeout: float = 30.0,
+        max_retries: int = MAX_RETRIES,
+        keep_feedback: int = 1000,
+        feedback_file: str | Path | None = None,
     ) -> None:
-        """`credentials`: of `plaudit_client.tls`; None: no TLS. `timeout`: seconds for every call but chat.
+        """`credentials`: of `plaudit_client.tls`; None: no TLS.
 
         `api_key`: None: the environment variable PLAUDIT_API_KEY; empty: none.
-        Raises RuntimeError if no event loop is running, InvalidRequest if the key is none.
+        `timeout`: seconds for every call but chat, its retries included.
+        `max_retries`: how often a chat or a statement is tried again; 0: never.
+        `keep_feedback`: so many statements that cannot be sent are kept; 0: they raise, as do those past the limit.
+        `feedback_file`: where they are kept, so that the next client with that file sends them; None: in memory.
+        Raises RuntimeError if no event loop is running, InvalidRequest if an argument is wrong.
         """
         asyncio.get_running_loop()  # grpc.aio would bind to a loop of its own making, and fail later and stranger
         said = metadata(api_key)
-        self._public = Channel(address, credentials, said, timeout)
-        self._control = self._public if control is None else Channel(control, credentials, said, timeout)
+        self._public = Channel(address, credentials, said, timeout, max_retries)
+        self._control = self._public if control is None else Channel(control, credentials, said, timeout, max_retries)
         self._chat = ChatServiceStub(self._public.grpc)
         self._feedback = FeedbackServiceStub(self._public.grpc)
         self._policies = PolicyServiceStub(self._control.grpc)
         self._loop = LoopServiceStub(self._control.grpc)
         self._privacy = PrivacyServiceStub(self._control.grpc)
+        self._owns = True
+        self._kept: Kept = Kept(self._say, keep_feedback, feedback_file)
 
     @property
     def address(self) -> str:
@@ -88,6 +98,19 @@ class AsyncClient:
         """Where operators' calls go."""
         return self._control.address
 
+    def with_api_key(self, api_key: str) -> Self:
+        """This client's connections for another caller: for programs that pass on the calls of many.
+
+        It keeps no feedback, and closing it closes nothing. `api_key`: empty: none. Raises InvalidRequest.
+        """
+        said = metadata(api_key)
+        other = copy(self)
+        other._public = self._public.saying(said)
+        other._control = other._public if self._control is self._public else self._control.saying(said)
+        other._kept = NotKept(other._say)
+        other._owns = False
+        return other
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -97,7 +120,13 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections; replies still running are cancelled."""
+        """Close the connections; replies still running are cancelled.
+
+        Feedback that is kept in memory is sent, or lost, and that said, in up to 5 s; what is in a file stays there.
+        """
+        if not self._owns:
+            return
+        await self._kept.close()
         await self._public.close()
         await self._control.close()
 
@@ -120,7 +149,7 @@ class AsyncClient:
         """One reply to a conversation, or to one user's message given as a string; Reply says what reading it raises.
 
         What is None is the server's default. `unrecorded`: nothing is learnt from the reply, and it cannot be voted on.
-        `timeout`: seconds for the whole reply; None: as long as it takes.
+        `timeout`: seconds for the whole reply, retries included; None: as long as it takes.
         Raises InvalidRequest at once for what cannot be sent at all.
         """
         request = chat_request(
@@ -136,8 +165,7 @@ class AsyncClient:
             logprobs=logprobs,
             unrecorded=unrecorded,
         )
-        said = self._public.metadata
-        return Reply(self, lambda: self._chat.StreamChat(request, timeout=timeout, metadata=said), user_id)
+        return Reply(self, self._public, self._chat.StreamChat, request, timeout)
 
     async def submit_feedback(
         self,
@@ -153,12 +181,13 @@ class AsyncClient:
     ) -> Durability:
         """Say exactly one thing of the reply that `receipt` came with; returns where it is safe now.
 
-        `preferred_over` is the receipt of the other, worse reply. While the server is unavailable, the statement is
-        sent again a few times, always with the same idempotency key (its own, if none is given), so it counts once.
-        Raises InvalidRequest (a forged receipt included), FailedPrecondition (an expired receipt), ResourceExhausted,
-        Unavailable or ServerError.
+        `preferred_over` is the receipt of the other, worse reply. While no server can take it, the statement is sent
+        again a few times, then kept (PENDING) and sent later, always with the same idempotency key (its own, if none is
+        given), so it counts once.
+        Raises InvalidRequest (a forged receipt included), FailedPrecondition (an expired receipt) or ServerError; and
+        if it is not kept, ResourceExhausted, Unavailable or DeadlineExceeded.
         """
-        request = feedback_request(
+        statement = Statement(
             receipt,
             thumb=thumb,
             rating=rating,
@@ -166,33 +195,45 @@ class AsyncClient:
             comment=comment,
             aspect=aspect,
             user_id=user_id,
-            idempotency_key=idempotency_key or uuid4().hex,
+            idempotency_key=idempotency_key,
         )
-        response = await self._public.insist(self._feedback.SubmitFeedback, request)
-        return Durability.from_proto(response.durability)
+        return await self._kept.submit(statement.request)
 
     async def retract_feedback(
         self, receipt: str, *, aspect: str = "", user_id: str = "", idempotency_key: str | None = None
     ) -> Durability:
-        """Take back what this user said of one reply and aspect. Retried, and raises, as `submit_feedback`."""
-        request = RetractFeedbackRequest(
-            receipt=receipt, aspect=aspect, user_id=user_id, idempotency_key=idempotency_key or uuid4().hex
-        )
-        response = await self._public.insist(self._feedback.RetractFeedback, request)
-        return Durability.from_proto(response.durability)
+        """Take back what this user said of one reply and aspect. Retried, kept, and raises, as `submit_feedback`."""
+        statement = Statement(receipt, retraction=True, aspect=aspect, user_id=user_id, idempotency_key=idempotency_key)
+        return await self._kept.submit(statement.request)
+
+    @property
+    def pending_feedback(self) -> int:
+        """How many statements are kept here, because no server could take them yet."""
+        return len(self._kept)
+
+    async def flush_feedback(self, timeout: float = 30.0) -> Flushed:  # noqa: ASYNC109 - it is no failure
+        """Send what is kept now, trying again for up to `timeout` seconds; tells what became of it. Raises nothing."""
+        return await self._kept.flush(timeout)
+
+    async def _say(self, statement: StreamFeedbackRequest) -> Durability:
+        if statement.HasField("retract"):
+            retracted = await self._public.insist(self._feedback.RetractFeedback, statement.retract)
+            return Durability.from_proto(retracted.durability)
+        submitted = await self._public.insist(self._feedback.SubmitFeedback, statement.submit)
+        return Durability.from_proto(submitted.durability)
 
     def stream_feedback(self, statements: Iterable[Statement] | AsyncIterable[Statement]) -> AsyncGenerator[Settled]:
         """Say many things over one connection: for back-ends that forward what their users say.
 
         Yields what is settled whenever more of them are; the last one is the summary. A statement that is refused does
         not keep the others from being taken. If the connection breaks, the rest is sent again a few times, each with
-        the same idempotency key. Raises ResourceExhausted, Unavailable or ServerError; what was settled stays so.
+        the same idempotency key. Nothing is kept for later: the caller has it.
+        Raises ResourceExhausted, Unavailable or ServerError; what was settled stays so.
 
             async for settled in client.stream_feedback(statements):
                 forget(settled.count)
         """
-        said = self._public.metadata
-        return stream(lambda: self._feedback.StreamFeedback(metadata=said), statements, self.address)
+        return stream(self._public, self._feedback.StreamFeedback, statements)
 
     async def list_policies(self) -> Policies:
         """All policy versions, oldest first, and which of them answer. Raises Unavailable or ServerError."""
@@ -279,7 +320,7 @@ class AsyncClient:
     async def erase_user(self, user_id: str, reason: str = "") -> Erased:
         """Forget everything that a user said, or was told, until now; the learner follows, and trains without it.
 
-        `reason` is kept: it should name nobody. Retried as `submit_feedback`.
+        `reason` is kept: it should name nobody. Tried again while the server cannot take it.
         Raises InvalidRequest, ResourceExhausted, Unavailable or ServerError.
         """
         request = EraseUserRequest(user_id=user_id, reason=reason)
@@ -287,13 +328,16 @@ class AsyncClient:
         return Erased.from_proto(response)
 
     async def healthy(self) -> bool:
-        """Whether the server says that it serves (grpc.health.v1). Raises Unavailable or ServerError."""
+        """Whether the server, or one of several, says that it serves (grpc.health.v1).
+
+        Raises Unavailable or ServerError if none answers.
+        """
         # HealthCheckRequest{} is no bytes; HealthCheckResponse{status: SERVING} is field 1, value 1. That does not
         # justify another dependency.
         check = self._public.grpc.unary_unary(
             "/grpc.health.v1.Health/Check", request_serializer=_as_is, response_deserializer=_as_is
         )
-        return await self._public.call(check, b"") == b"\x08\x01"
+        return await self._public.any(check, b"", wanted=b"\x08\x01")
 
 
 def _as_is(content: bytes) -> bytes:

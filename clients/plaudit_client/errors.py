@@ -183,7 +183,19 @@ def _retry_after(status: Status | None) -> float | None:
 
 # What gRPC's sentence says of the cause, and what it means. With TLS 1.3 a server that misses the client's certificate
 # just closes, as does one that speaks TLS when the client does not.
-_SILENT = ("Connection refused", "Name or service not known", "DNS resolution failed", "timed out")
+_NO_CONNECTION = (
+    "connections to all backends failing",
+    "errors resolving",
+    "failed to connect to all addresses",
+    "DNS resolution failed",
+)
+_SILENT = (
+    "Connection refused",
+    "Name or service not known",
+    "Domain name not found",
+    "DNS resolution failed",
+    "timed out",
+)
 _TURNED_AWAY = {
     "CERTIFICATE_VERIFY_FAILED": "its certificate is not signed by a CA that is trusted here",
     "Hostname Verification": "its certificate is for another name",
@@ -194,7 +206,7 @@ _TURNED_AWAY = {
 
 def _unreachable(message: str, address: str) -> str:
     # gRPC's own sentence names every socket address it tried; only its end says why.
-    if not message.startswith(("failed to connect to all addresses", "DNS resolution failed")):
+    if not message.startswith(_NO_CONNECTION):
         return message
     for words, meaning in _TURNED_AWAY.items():
         if words in message:

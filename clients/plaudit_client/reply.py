@@ -8,31 +8,47 @@ reply.text, .receipt, …       filled in as they arrive, complete after the loo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import grpc
 
 from plaudit.v1.chat_pb2 import StreamChatRequest, StreamChatResponse
-from plaudit_client.errors import ServerError, from_rpc
+from plaudit_client.channel import Channel
+from plaudit_client.errors import PlauditError, ServerError
+from plaudit_client.servers import at
 from plaudit_client.types import Durability, FinishReason, Token, Usage
 
 if TYPE_CHECKING:
     from plaudit_client.client import AsyncClient
 
+Method = grpc.aio.UnaryStreamMultiCallable[StreamChatRequest, StreamChatResponse]
 Call = grpc.aio.UnaryStreamCall[StreamChatRequest, StreamChatResponse]
 
 
 class Reply:
     """Made by `AsyncClient.chat`. The call begins when the reply is first iterated, and a reply is read once."""
 
-    def __init__(self, client: AsyncClient, begin: Callable[[], Call], user_id: str) -> None:
+    def __init__(
+        self,
+        client: AsyncClient,
+        channel: Channel,
+        method: Method,
+        request: StreamChatRequest,
+        timeout: float | None,
+    ) -> None:
         self._client = client
-        self._begin = begin
-        self._user_id = user_id
+        self._channel = channel
+        self._method = method
+        self._request = request
+        self._timeout = timeout
         self._call: Call | None = None
-        self._cancelled = False
+        self._read = False
+        self._answering = False
+        self._ended = False
+        self._cancelled = asyncio.Event()
         self.text = ""
         """The reply so far."""
         self.receipt = ""
@@ -51,32 +67,50 @@ class Reply:
     async def __aiter__(self) -> AsyncGenerator[str, None]:
         """The reply's text, in the pieces in which it is sampled.
 
+        Until its first token, the call is made again, at another server if there are several, as `AsyncClient` says.
         Raises InvalidRequest, NotFound (the `policy_version` is not served), ResourceExhausted (the queue is full, or a
         limit is reached), Unavailable, DeadlineExceeded or ServerError, and RuntimeError if the reply was read before.
         After `cancel` it just ends.
         """
-        if self._cancelled:
-            return
-        if self._call is not None:
+        if self._read:
             raise RuntimeError("a reply can be read only once; its text is in reply.text")
-        self._call = self._begin()
+        self._read = True
+        attempts = self._channel.attempts(self._timeout)
         try:
-            async for event in self._call:
-                self._take(event)
-                if event.WhichOneof("event") == "delta" and event.delta.text:
-                    yield event.delta.text
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error, self._client.address) from None
+            while not self._cancelled.is_set():
+                server = attempts.server()
+                self._call = at(self._method, server)(
+                    self._request, timeout=attempts.remaining(), metadata=self._channel.metadata
+                )
+                try:
+                    async for event in self._call:
+                        self._take(event)
+                        if event.WhichOneof("event") == "delta" and event.delta.text:
+                            yield event.delta.text
+                    server.answered()
+                    break
+                except grpc.aio.AioRpcError as error:
+                    failure = self._channel.failed(server, error)
+                await self._pause_after(failure, None if self._answering else attempts.pause(failure))
         except (asyncio.CancelledError, GeneratorExit) as leaving:
             self.finish_reason = self.finish_reason or FinishReason.CANCELLED
             # grpc.aio tells of our own cancel() by a CancelledError too, though the task that reads is to go on.
-            task = asyncio.current_task()
-            if not self._cancelled or isinstance(leaving, GeneratorExit) or (task is not None and task.cancelling()):
+            ours, task = self._cancelled.is_set(), asyncio.current_task()
+            if not ours or isinstance(leaving, GeneratorExit) or (task is not None and task.cancelling()):
                 raise
         finally:
-            self._call.cancel()  # frees the server's slot; changes nothing if the call has ended
+            self._ended = True
+            if self._call is not None:
+                self._call.cancel()  # frees the server's slot; changes nothing if the call has ended
         if self.finish_reason is None:
             raise ServerError("the reply broke off without an end")
+
+    async def _pause_after(self, failure: PlauditError, seconds: float | None) -> None:
+        """Wait before the next attempt, or until the reply is cancelled. Raises `failure` if there is none."""
+        if seconds is None:
+            raise failure
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._cancelled.wait(), seconds)
 
     async def read(self) -> str:
         """The whole text, once the reply has ended. Raises as iterating does."""
@@ -86,9 +120,12 @@ class Reply:
 
     def cancel(self) -> None:
         """End the reply now and free the server's slot. What came until now stays; an ended reply does not change."""
-        if self._call is None or self._call.cancel():  # False: it has ended already
-            self._cancelled = True
-            self.finish_reason = self.finish_reason or FinishReason.CANCELLED
+        if self._ended:
+            return
+        self._cancelled.set()
+        self.finish_reason = self.finish_reason or FinishReason.CANCELLED
+        if self._call is not None:
+            self._call.cancel()
 
     async def aclose(self) -> None:
         """As `cancel`, for `contextlib.aclosing` and `async with`."""
@@ -102,23 +139,55 @@ class Reply:
     ) -> None:
         await self.aclose()
 
-    async def thumbs_up(self, *, aspect: str = "") -> Durability:
-        """Say that this reply is good. Raises as `AsyncClient.submit_feedback` does, RuntimeError before it started."""
-        return await self._client.submit_feedback(self._vote(), thumb="up", aspect=aspect, user_id=self._user_id)
+    async def thumbs_up(self, *, aspect: str = "", comment: str | None = None) -> Durability:
+        """Say that this reply is good, and perhaps why.
 
-    async def thumbs_down(self, *, aspect: str = "") -> Durability:
-        """Say that this reply is bad. Raises as `thumbs_up` does."""
-        return await self._client.submit_feedback(self._vote(), thumb="down", aspect=aspect, user_id=self._user_id)
+        Raises as `AsyncClient.submit_feedback` does, RuntimeError before the reply has started.
+        """
+        return await self._say(aspect, comment, thumb="up")
 
-    async def prefer_over(self, other: Reply, *, aspect: str = "") -> Durability:
+    async def thumbs_down(self, *, aspect: str = "", comment: str | None = None) -> Durability:
+        """Say that this reply is bad, and perhaps why. Raises as `thumbs_up` does."""
+        return await self._say(aspect, comment, thumb="down")
+
+    async def rate(self, rating: int, *, aspect: str = "", comment: str | None = None) -> Durability:
+        """Rate this reply from 1 (worst) to 5 (best). Raises as `thumbs_up` does."""
+        return await self._say(aspect, comment, rating=rating)
+
+    async def prefer_over(self, other: Reply, *, aspect: str = "", comment: str | None = None) -> Durability:
         """Say that this reply is better than `other`. Raises as `thumbs_up` does."""
+        return await self._say(aspect, comment, preferred_over=other._vote())
+
+    async def comment(self, text: str, *, aspect: str = "") -> Durability:
+        """Say something of this reply in words. Raises as `thumbs_up` does."""
         return await self._client.submit_feedback(
-            self._vote(), preferred_over=other._vote(), aspect=aspect, user_id=self._user_id
+            self._vote(), comment=text, aspect=aspect, user_id=self._request.user_id
         )
 
     async def retract(self, *, aspect: str = "") -> Durability:
         """Take back what was said of this reply. Raises as `thumbs_up` does."""
-        return await self._client.retract_feedback(self._vote(), aspect=aspect, user_id=self._user_id)
+        return await self._client.retract_feedback(self._vote(), aspect=aspect, user_id=self._request.user_id)
+
+    async def _say(
+        self,
+        aspect: str,
+        comment: str | None,
+        *,
+        thumb: Literal["up", "down"] | None = None,
+        rating: int | None = None,
+        preferred_over: str | None = None,
+    ) -> Durability:
+        # A vote and a comment are two statements. The comment first: if it is refused, nothing was said at all.
+        if comment is not None:
+            await self.comment(comment, aspect=aspect)
+        return await self._client.submit_feedback(
+            self._vote(),
+            thumb=thumb,
+            rating=rating,
+            preferred_over=preferred_over,
+            aspect=aspect,
+            user_id=self._request.user_id,
+        )
 
     def _vote(self) -> str:
         if not self.receipt:
@@ -132,7 +201,7 @@ class Reply:
                 self.policy_version = event.started.policy_version
                 self.response_id = event.started.response_id
             case "delta":
-                delta = event.delta
+                delta, self._answering = event.delta, True
                 self.text += delta.text
                 self.tokens += [Token(*pair) for pair in zip(delta.token_ids, delta.logprobs, strict=True)]
             case "finished":

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from typing import Literal, TypeAlias
 from uuid import uuid4
 
 import grpc
 
 from plaudit.v1.feedback_pb2 import RetractFeedbackRequest, StreamFeedbackRequest, StreamFeedbackResponse
-from plaudit_client.errors import Unavailable, from_rpc
+from plaudit_client.channel import Channel
 from plaudit_client.requests import feedback_request
-from plaudit_client.retry import ATTEMPTS, pause
+from plaudit_client.servers import at
 from plaudit_client.types import RefusedStatement, Settled
 
 _AHEAD = 1000  # statements kept here until they are settled
 
+Method: TypeAlias = "grpc.aio.StreamStreamMultiCallable[StreamFeedbackRequest, StreamFeedbackResponse]"
 Call: TypeAlias = "grpc.aio.StreamStreamCall[StreamFeedbackRequest, StreamFeedbackResponse]"
 
 
@@ -67,22 +68,24 @@ class Statement:
 
 
 async def stream(
-    connect: Callable[[], Call], statements: Iterable[Statement] | AsyncIterable[Statement], address: str
+    channel: Channel, method: Method, statements: Iterable[Statement] | AsyncIterable[Statement]
 ) -> AsyncGenerator[Settled]:
     """See AsyncClient.stream_feedback."""
     waiting: asyncio.Queue[StreamFeedbackRequest | None] = asyncio.Queue()
     unsettled: deque[StreamFeedbackRequest] = deque()
     room = asyncio.Semaphore(_AHEAD)
-    settled, attempt = Settled(), 0
+    settled, attempts = Settled(), channel.attempts(None)
     # Apart from sending, which is cancelled with its connection: that must not reach into the caller's generator.
     pulling = asyncio.create_task(_pull(statements, room, waiting))
     try:
         while True:
-            call, before = connect(), settled
+            server, before = attempts.server(), settled
+            call: Call = at(method, server)(metadata=channel.metadata)
             sending = asyncio.create_task(_send(call, waiting, unsettled))
             try:
                 async for answer in call:
-                    attempt = 0
+                    server.answered()
+                    attempts = channel.attempts(None)
                     for _ in range(before.count + answer.settled - settled.count):
                         unsettled.popleft()
                         room.release()
@@ -92,15 +95,14 @@ async def stream(
                 await pulling
                 return
             except grpc.aio.AioRpcError as error:
-                failure = from_rpc(error, address)
+                failure = channel.failed(server, error)
             finally:
                 call.cancel()
                 sending.cancel()
                 await asyncio.gather(sending, return_exceptions=True)  # it fails with its connection
-            attempt += 1
-            if not isinstance(failure, Unavailable) or attempt >= ATTEMPTS:
+            if (pause := attempts.pause(failure)) is None:
                 raise failure from None
-            await pause(attempt - 1)
+            await asyncio.sleep(pause)
     finally:
         pulling.cancel()
         await asyncio.gather(pulling, return_exceptions=True)

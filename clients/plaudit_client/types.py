@@ -41,6 +41,8 @@ class Durability(StrEnum):
     EVENT_LOG = "event log"
     OUTBOX = "outbox"
     """On the server's disk, because the event log is away; it follows by itself."""
+    PENDING = "pending"
+    """Not at a server yet: none could take it, so the client keeps it, and sends it later."""
     UNKNOWN = "unknown"
 
     @classmethod
@@ -72,6 +74,26 @@ class Settled:
     refused: int = 0
     refusals: tuple[RefusedStatement, ...] = ()
     """Those refused since the last one; of each connection the first 100, the rest is only counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedFeedback:
+    """A statement that the client kept, and that a server then refused for good; an expired receipt, for instance."""
+
+    receipt: str
+    idempotency_key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """What became of the feedback that the client kept, since this was asked last."""
+
+    delivered: int
+    pending: int
+    """Still kept."""
+    refused: tuple[RefusedFeedback, ...]
+    """The last `keep_feedback` of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ class LearnerSettings(ProgramSettings):
     model_cache: Path = Path("~/.cache/plaudit")
     """Where the packaged model is kept once converted."""
     event_log: str
-    """sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…]; all programs of a deployment share it."""
+    """sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…], by TLS and with a password if it says so (docs/security.md); all
+    programs of a deployment share it."""
     policy_store: str
     """Where versions are published: a directory or any fsspec URL (s3://…)."""
     state_dir: Path

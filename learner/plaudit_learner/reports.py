@@ -90,6 +90,7 @@ class Reports:
 
     def round_begins(self, number: int, parent: str, reference: str, votes: int) -> None:
         """Say what a round is made from; what was told of an earlier attempt is forgotten."""
+        self._learner.new_votes = 0  # the round has them
         self.stage("rewarding")
         self._round = RoundReport(number=number, parent=parent, reference=reference, votes=votes)
         self._round.started_at.GetCurrentTime()

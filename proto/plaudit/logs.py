@@ -28,7 +28,7 @@ Level = Literal["debug", "info", "warning", "error"]
 ACCESS = "plaudit.access"
 """The logger of calls: one line for each, when it has ended."""
 
-_OURS = ("plaudit", "plaudit_server", "plaudit_learner", "plaudit_cli")
+_OURS = ("plaudit", "plaudit_server", "plaudit_learner", "plaudit_gateway", "plaudit_cli")
 _SHOWN = ("INFO", "WARNING", "ERROR")
 _HUMAN = re.compile(r"^\S+Z (INFO|WARNING|ERROR) plaudit-[\w-]+(?:\[\d+\])?: (.*)$")
 _MOST_WAITING = 10_000  # lines about calls that are not written yet: about 5 MB

@@ -31,8 +31,8 @@ class Settings(BaseSettings):
     )
 
 
-class ProgramSettings(Settings):
-    """What every program that runs for long can be told of logs and traces (docs/observability.md).
+class LogSettings(Settings):
+    """What every program that runs for long can be told of its logs (docs/observability.md).
 
     Not part of what is dumped: a round that was cut off goes on whatever is logged about it.
     """
@@ -41,6 +41,11 @@ class ProgramSettings(Settings):
     """Lines for people, or a JSON object a line."""
     log_level: logs.Level = Field(default="info", exclude=True)
     """The least that is logged; debug may quote requests in what is said of failures that nobody foresaw."""
+
+
+class ProgramSettings(LogSettings):
+    """And of traces, where it makes any."""
+
     traces: bool = Field(default=False, exclude=True)
     """Send spans to where the OTEL_* variables say; needs the extra `otel`."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from plaudit.addresses import is_loopback
 from plaudit.base_model import PACKAGED
 from plaudit.settings import ProgramSettings
 
@@ -47,7 +47,8 @@ class ServerSettings(ProgramSettings):
     access_log: bool = True
     """Log a line for each call that has ended: method, code, version, times, tokens, caller; never what was said."""
     event_log: str
-    """sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…]; all programs of a deployment share it."""
+    """sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…], by TLS and with a password if it says so (docs/security.md); all
+    programs of a deployment share it."""
     policy_store: str
     """Where versions are published: a directory or any fsspec URL (s3://…)."""
     state_dir: Path
@@ -143,14 +144,3 @@ class ServerSettings(ProgramSettings):
                 f"{name} ({address}) can be reached from other machines; give {' and '.join(missing)}, "
                 "listen on 127.0.0.1, or say --allow-insecure"
             )
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches an address, HOST:PORT or unix:PATH."""
-    host = address.rpartition(":")[0].strip("[]")
-    if address.startswith("unix:") or host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:  # a name, which may be anybody's
-        return False

@@ -47,6 +47,13 @@ async def client(address: str) -> AsyncIterator[AsyncClient]:
 
 
 @pytest.fixture
+async def once(address: str) -> AsyncIterator[AsyncClient]:
+    """Tries nothing again and keeps nothing: what is refused is raised."""
+    async with AsyncClient(address, timeout=10, max_retries=0, keep_feedback=0) as made:
+        yield made
+
+
+@pytest.fixture
 def plaudit() -> Path:
     return Path(sys.executable).with_name("plaudit")
 

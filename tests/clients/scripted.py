@@ -63,6 +63,8 @@ class Script(ChatServiceServicer, FeedbackServiceServicer, PolicyServiceServicer
     """Replies go on until they are cancelled."""
     truncated: bool = False
     """The stream ends without `finished`."""
+    breaks_after: int | None = None
+    """The next reply ends with UNAVAILABLE after so many words."""
     failures: list[Failure] = field(default_factory=list)
     """Each is answered once, in turn, before anything else."""
     canary: float = 0.0
@@ -96,7 +98,10 @@ class Script(ChatServiceServicer, FeedbackServiceServicer, PolicyServiceServicer
             )
         )
         try:
-            for word in text.split(" "):
+            for index, word in enumerate(text.split(" ")):
+                if index == self.breaks_after:
+                    self.breaks_after = None
+                    await fail(context, Failure(grpc.StatusCode.UNAVAILABLE))
                 yield _delta(word + " ")
             while self.endless:
                 yield _delta("more ")

@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from bench.deployment import free_range
 from plaudit.v1.feedback_pb2 import Thumb
 from plaudit_cli.main import COMMANDS, load
 from tests.clients.conftest import Run
@@ -64,6 +65,17 @@ async def test_wrong_usage_exits_with_2(run: Run, arguments: tuple[str, ...]) ->
     assert outcome.code == 2
     assert outcome.out == ""
     assert "Traceback" not in outcome.err
+
+
+async def test_up_names_the_port_that_is_taken(run: Run, address: str, tmp_path: Path) -> None:
+    taken, first = address.rpartition(":")[2], free_range(6)
+    ports = (f"--port={first}", f"--control-port={first + 1}", f"--metrics-port={first + 2}")
+    outcome = await run("up", f"--data={tmp_path}", *ports, f"--gateway-port={taken}")
+    assert outcome.code == 2
+    assert "--gateway-port" in outcome.err
+    assert f"port {taken} is taken" in outcome.err
+    outcome = await run("up", f"--data={tmp_path}", *ports, f"--gateway-port={first + 5}", f"--servers={4}")
+    assert "the ports of servers, control, metrics and gateway overlap" in outcome.err
 
 
 @pytest.mark.parametrize(

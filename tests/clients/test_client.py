@@ -190,10 +190,11 @@ async def test_a_vote_insists_with_the_same_key(client: AsyncClient, script: Scr
     assert len({request.idempotency_key for request in script.feedback}) == 1
 
 
-async def test_a_vote_does_not_insist_for_ever(client: AsyncClient, script: Script) -> None:
+async def test_a_vote_does_not_insist_for_ever(address: str, script: Script) -> None:
     script.failures = [Failure(Code.UNAVAILABLE)] * 50
-    with pytest.raises(Unavailable):
-        await client.retract_feedback("r")
+    async with AsyncClient(address, keep_feedback=0) as client:
+        with pytest.raises(Unavailable):
+            await client.retract_feedback("r")
     assert len(script.retractions) == 5
 
 
@@ -206,9 +207,9 @@ async def test_a_broken_stream_goes_on_with_what_is_not_settled(client: AsyncCli
     assert [request.idempotency_key for request in script.feedback] == ["k1", "k2", "k3", "k4", "k5"]
 
 
-async def test_a_stream_does_not_insist_for_ever(client: AsyncClient, script: Script) -> None:
+async def test_a_stream_does_not_insist_for_ever(once: AsyncClient, script: Script) -> None:
     script.failures = [Failure(Code.RESOURCE_EXHAUSTED, retry_after=1.5)]
-    stream = client.stream_feedback([Statement("r", rating=number) for number in (1, 2)])
+    stream = once.stream_feedback([Statement("r", rating=number) for number in (1, 2)])
     assert (await anext(stream)).count == 1
     with pytest.raises(ResourceExhausted):
         await anext(stream)
@@ -238,10 +239,10 @@ async def test_a_refused_vote_is_not_repeated(client: AsyncClient, script: Scrip
     ],
 )
 async def test_each_code_has_its_exception(
-    client: AsyncClient, script: Script, code: grpc.StatusCode, error: type[PlauditError]
+    once: AsyncClient, script: Script, code: grpc.StatusCode, error: type[PlauditError]
 ) -> None:
     script.failures = [Failure(code), Failure(code)]
-    for call in (client.chat("Hi").read(), client.list_policies()):
+    for call in (once.chat("Hi").read(), once.list_policies()):
         with pytest.raises(error) as caught:
             await call
         assert type(caught.value) is error
@@ -268,10 +269,10 @@ async def test_a_wrong_field_is_named(client: AsyncClient, script: Script) -> No
     assert str(caught.value) == "sampling.top_p: is 3; it must be above 0 and at most 1; user_id: is too long"
 
 
-async def test_a_full_server_says_when_to_come_back(client: AsyncClient, script: Script) -> None:
+async def test_a_full_server_says_when_to_come_back(once: AsyncClient, script: Script) -> None:
     script.failures = [Failure(Code.RESOURCE_EXHAUSTED, retry_after=1.5)]
     with pytest.raises(ResourceExhausted) as caught:
-        await client.chat("Hi").read()
+        await once.chat("Hi").read()
     assert caught.value.retry_after == 1.5
 
 
@@ -361,3 +362,15 @@ async def test_health(client: AsyncClient) -> None:
 def test_a_client_wants_a_running_loop() -> None:
     with pytest.raises(RuntimeError, match="no running event loop"):
         AsyncClient("127.0.0.1:1")
+
+
+async def test_another_callers_client_shares_the_connections(client: AsyncClient, script: Script) -> None:
+    other = client.with_api_key("of-another-caller")
+    async with other:
+        script.failures = [Failure(grpc.StatusCode.FAILED_PRECONDITION)]
+        with pytest.raises(FailedPrecondition):
+            await other.submit_feedback("r", thumb="up")
+    assert await other.chat("still there").read() == "STILL THERE ", "closing it closed nothing"
+    assert await client.chat("so am I").read() == "SO AM I "
+    with pytest.raises(InvalidRequest):
+        client.with_api_key("no key")

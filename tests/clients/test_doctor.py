@@ -55,6 +55,13 @@ def test_what_is_missing_is_named_with_its_remedy(missing: set[str]) -> None:
     assert by_name(doctor.client())["client"].text.startswith("missing: grpcio-status")
 
 
+def test_the_gateway_is_worth_a_note(missing: set[str]) -> None:
+    assert "fastapi" in by_name(doctor.local())["gateway"].text
+    missing |= {"uvicorn"}
+    gateway = by_name(doctor.local())["gateway"]
+    assert (gateway.level, gateway.text.partition(";")[0]) == (Level.NOTE, "missing: uvicorn")
+
+
 def test_engine_auto(missing: set[str]) -> None:
     missing |= {"vllm"}
     if importlib.util.find_spec("torch"):

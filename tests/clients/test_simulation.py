@@ -127,16 +127,16 @@ async def test_other_wrong_requests_end_it(client: AsyncClient, script: Script) 
         await run(client, Everything(), PROMPTS, Simulation(6))
 
 
-async def test_a_busy_or_restarting_server_is_given_time(client: AsyncClient, script: Script) -> None:
-    summary = await run(client, Everything(), PROMPTS, Simulation(1))
+async def test_a_busy_or_restarting_server_is_given_time(once: AsyncClient, script: Script) -> None:
+    summary = await run(once, Everything(), PROMPTS, Simulation(1))
     script.failures = [Failure(Code.RESOURCE_EXHAUSTED, retry_after=0.01)]
-    summary = await run(client, Everything(), PROMPTS, Simulation(2, concurrency=1))
+    summary = await run(once, Everything(), PROMPTS, Simulation(2, concurrency=1))
     assert (summary.votes, summary.retries) == (2, 1)
 
     def fall_ill(vote: Vote, summary: Summary) -> None:
         script.failures = [Failure(Code.UNAVAILABLE)] * 2 if vote.conversation == 0 else []
 
-    summary = await run(client, Everything(), PROMPTS, Simulation(2, concurrency=1), watch=fall_ill)
+    summary = await run(once, Everything(), PROMPTS, Simulation(2, concurrency=1), watch=fall_ill)
     assert (summary.votes, summary.retries) == (2, 2)
 
 

@@ -12,7 +12,7 @@ ALLOWED = {
     "proto": {"plaudit"},
     "server": {"plaudit", "plaudit_server"},
     "learner": {"plaudit", "plaudit_learner"},
-    "clients": {"plaudit", "plaudit_client", "plaudit_cli"},
+    "clients": {"plaudit", "plaudit_client", "plaudit_cli", "plaudit_gateway"},
 }
 FILES = [(room, file) for room in ALLOWED for file in sorted((ROOT / room).rglob("*.py")) if "_pb2" not in file.name]
 

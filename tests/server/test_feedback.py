@@ -203,7 +203,7 @@ async def test_with_the_log_away_and_the_outbox_full_chat_goes_on_and_votes_are_
 
     async with (
         deployment.server(outbox_limit=3, metrics_port=metrics_port) as address,
-        AsyncClient(address) as client,
+        AsyncClient(address, max_retries=0, keep_feedback=0) as client,
     ):
         with closing(sqlite3.connect(deployment.root / "events.sqlite", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")  # nobody can write to the log

@@ -29,7 +29,10 @@ async def busy(deployment: Deployment, **settings: Any) -> AsyncIterator[tuple[s
     """A server whose replies end at max_tokens only, with one place that can be had."""
     deployment.publish_endless("v1")
     options = {"max_running": 1, "max_waiting": 0, **ROOM, **settings}
-    async with deployment.running(**options) as (address, control), AsyncClient(address, control=control) as client:
+    async with (
+        deployment.running(**options) as (address, control),
+        AsyncClient(address, control=control, max_retries=0, keep_feedback=0) as client,
+    ):
         await until_serving(client, "v1")
         yield address, client
 

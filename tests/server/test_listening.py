@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from plaudit.addresses import is_loopback
 from plaudit.settings import parse
-from plaudit_server.config import ServerSettings, is_loopback
+from plaudit_server.config import ServerSettings
 
 NEEDED = ["--event-log=sqlite:x", "--policy-store=x", "--state-dir=x", "--user-key-file=x", "--receipt-keys=x"]
 TLS = ["--tls-certificate=server.pem", "--tls-key=server.key"]

@@ -1,0 +1,67 @@
+"""The certificate of the HTTP port: one that is renewed on disk is what the next connection gets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import ssl
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0
+
+
+def context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """What TLS is spoken with. Raises OSError if a file cannot be read, ValueError if it is not what it should be."""
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.set_alpn_protocols(["http/1.1"])
+    load(made, certificate, key)
+    return made
+
+
+def load(made: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    """Show this certificate from now on. Raises as `context`; what was shown before then stands."""
+    trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # half a pair that does not fit would stay in `made`
+    try:
+        trial.load_cert_chain(certificate, key, password=_no_password)
+    except ssl.SSLError as error:
+        raise ValueError(
+            f"{certificate} and {key} must be a certificate chain and its unencrypted key, as PEM ({error.reason})"
+        ) from None
+    made.load_cert_chain(certificate, key, password=_no_password)
+
+
+async def renew(made: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    """Load the files again whenever they change, without end; a slip is logged, and shuts nobody out."""
+    seen = _look(certificate, key)
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        now = _look(certificate, key)
+        if now == seen:
+            continue
+        seen = now
+        try:
+            load(made, certificate, key)
+        except (OSError, ValueError) as error:
+            log.error("TLS certificates cannot be read, what they said before stands: %s", error)
+        else:
+            log.info("TLS certificates were read again")
+
+
+def _look(*files: Path) -> list[tuple[int, int, int] | None]:
+    return [_state(file) for file in files]
+
+
+def _state(file: Path) -> tuple[int, int, int] | None:
+    try:
+        state = os.stat(file)
+    except OSError:
+        return None
+    return state.st_ino, state.st_mtime_ns, state.st_size
+
+
+def _no_password() -> str:
+    """Instead of asking the terminal."""
+    return ""
