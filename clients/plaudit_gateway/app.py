@@ -32,7 +32,7 @@ def main() -> int:
     """The command; returns its exit status."""
     settings = parse(GatewaySettings, PROGRAM)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters is raised
-    log_to_stderr(PROGRAM)
+    log_to_stderr(PROGRAM, settings.log_format, settings.log_level)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # anybody can fill the log; Edge says what matters
     from plaudit_client import PlauditError
 

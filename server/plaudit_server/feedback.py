@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from plaudit import tracing
 from plaudit.events import FEEDBACK, Record
 from plaudit.v1 import feedback_pb2_grpc
 from plaudit.v1.events_pb2 import Feedback
@@ -21,7 +22,7 @@ from plaudit.v1.feedback_pb2 import (
     SubmitFeedbackResponse,
     Thumb,
 )
-from plaudit_server import caller
+from plaudit_server import caller, calls
 from plaudit_server.allowance import Allowance
 from plaudit_server.config import ServerSettings
 from plaudit_server.feedback_stream import FeedbackStream
@@ -88,6 +89,7 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
             await stream.run(request_iterator)
         finally:
             self._streams.discard(stream)
+            calls.current.get().statements = stream.settled
 
     def stop(self) -> None:
         """End the streams, each where it is; single statements are taken until the server closes."""
@@ -166,11 +168,13 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
             policy_version=receipt.policy_version,
             aspect=aspect,
             user=user or receipt.user,
+            traceparent=tracing.traceparent(),
         )
         record.submitted_at.GetCurrentTime()
         return record
 
     async def _append(self, record: Feedback) -> Durability.ValueType:
+        calls.current.get().reply(record.response_id, record.policy_version)
         return await self._written(record, self._outbox.append(_record(record)))
 
     async def _written(self, record: Feedback, written: asyncio.Future[Durability.ValueType]) -> Durability.ValueType:
