@@ -7,11 +7,11 @@ from pathlib import Path
 from pydantic import Field, field_validator, model_validator
 
 from plaudit.base_model import PACKAGED
-from plaudit.settings import Settings
+from plaudit.settings import ProgramSettings
 from plaudit_learner.reward.aspects import DEFAULT_ASPECT, Term, parse
 
 
-class LearnerSettings(Settings):
+class LearnerSettings(ProgramSettings):
     """Takes in votes, trains a reward model on them, improves the policy with PPO, publishes what passes the gate."""
 
     model: str = PACKAGED

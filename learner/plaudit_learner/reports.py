@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
+from plaudit import logs, tracing
 from plaudit.releases import Releases, number
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.loop_pb2 import Approval, LearnerReport, PpoUpdate, RewardModelHead, RoundReport
@@ -166,7 +167,10 @@ class Reports:
         outcome = PolicyState.Name(event.state).removeprefix("POLICY_STATE_").lower()
         began = 0 if self._round is None else self._round.started_at.ToMicroseconds()
         self._metrics.round_ended(outcome, (event.time.ToMicroseconds() - began) / 1e6 if began else 0.0)
-        log.info("round %d: %s is %s: %s", event.metrics["round"], event.version, outcome, event.reason)
+        tracing.current().set({"plaudit.policy_version": event.version, "plaudit.outcome": outcome})
+        this = int(event.metrics["round"])
+        told = logs.fields(step=outcome, policy_version=event.version, actor="learner", round=this)
+        log.info("round %d: %s is %s: %s", this, event.version, outcome, event.reason, extra=told)
         self._finish(event.reason, event)
 
     def round_ends(self, number: int, reason: str) -> None:

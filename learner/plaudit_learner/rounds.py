@@ -92,6 +92,10 @@ class Round:
     """Instruction examples that are mixed in."""
     logged: list[Rollout] = field(default_factory=list)
     """Served replies to `train` prompts that are learnt from again."""
+    traces: list[str] = field(default_factory=list)
+    """Spans (traceparents) of the newest of what was said, and of the replies that it was said of."""
+    traced: int = 0
+    """How many there are of them in all."""
 
     def keep(self, directory: Path, settings: Mapping[str, Any]) -> None:
         """Write it into an empty directory, in which the checkpoint will be. `settings`: the learner's, as JSON."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from plaudit import tracing
 from plaudit.events import FEEDBACK, Record
 from plaudit.v1 import feedback_pb2_grpc
 from plaudit.v1.events_pb2 import Feedback
@@ -23,7 +24,7 @@ from plaudit.v1.feedback_pb2 import (
     SubmitFeedbackResponse,
     Thumb,
 )
-from plaudit_server import caller
+from plaudit_server import caller, calls
 from plaudit_server.allowance import Allowance
 from plaudit_server.config import ServerSettings
 from plaudit_server.feedback_stream import FeedbackStream
@@ -65,7 +66,7 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         """See feedback.proto."""
         with self._refusals_counted():
             self._check_rate()
-            writing = self._append(self._submitted(request))
+            writing = self._append(_noted(self._submitted(request)))
         return SubmitFeedbackResponse(durability=await writing)
 
     async def RetractFeedback(
@@ -74,7 +75,7 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         """See feedback.proto."""
         with self._refusals_counted():
             self._check_rate()
-            writing = self._append(self._retracted(request))
+            writing = self._append(_noted(self._retracted(request)))
         return RetractFeedbackResponse(durability=await writing)
 
     async def StreamFeedback(  # type: ignore[override]  # a coroutine that writes: see chat.py
@@ -95,6 +96,7 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
             await stream.run(request_iterator)
         finally:
             self._streams.discard(stream)
+            calls.current.get().statements = stream.settled
 
     def stop(self) -> None:
         """End the streams, each where it is; single statements are taken until the server closes."""
@@ -174,6 +176,7 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
             policy_version=receipt.policy_version,
             aspect=aspect,
             user=user or receipt.user,
+            traceparent=tracing.traceparent(),
         )
         record.submitted_at.GetCurrentTime()
         return record
@@ -201,6 +204,12 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         except Refusal as refusal:
             self._metrics.feedback_statements.labels(_OUTCOMES.get(refusal.code, "invalid")).inc()
             raise
+
+
+def _noted(record: Feedback) -> Feedback:
+    """For the call's line in the log."""
+    calls.current.get().reply(record.response_id, record.policy_version)
+    return record
 
 
 def _record(feedback: Feedback) -> Record:

@@ -18,7 +18,7 @@ from plaudit_cli.top import Source
 from plaudit_client import AsyncClient
 from tests.clients.conftest import Outcome
 from tests.fixtures_server import Deployment
-from tests.server.test_loop import a_learner, a_round, report
+from tests.server.test_loop_service import a_learner, a_round, report
 
 ENVIRONMENT = {**os.environ, "NO_COLOR": "1", "TERM": "xterm"}
 

@@ -126,7 +126,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
         }.items()
     },
     "logs": {"logs.format": "json", "logs.level": "warning"},
-    "traces": {"traces.enabled": True, "traces.endpoint": "http://collector:4317"},
+    "traces": {"traces.enabled": True, "traces.endpoint": "http://collector:4318"},
     "everything": {
         **MUTUAL,
         **STRIMZI,

@@ -131,7 +131,7 @@ resources:
   value: /tmp/cache
 {{- if .root.Values.traces.enabled }}
 - name: OTEL_EXPORTER_OTLP_ENDPOINT
-  value: {{ required "traces.endpoint: give OTLP's address, for instance http://otel-collector.observability:4317" .root.Values.traces.endpoint | quote }}
+  value: {{ required "traces.endpoint: give OTLP's address, for instance http://otel-collector.observability:4318" .root.Values.traces.endpoint | quote }}
 - name: OTEL_RESOURCE_ATTRIBUTES
   value: {{ printf "service.namespace=%s" .root.Release.Namespace | quote }}
 {{- end }}
