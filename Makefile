@@ -7,7 +7,7 @@ SIZE   ?= full
 TESTS  ?= 2
 PROTOS := $(wildcard proto/plaudit/v1/*.proto)
 
-.PHONY: up test lint proto proto-baseline clean
+.PHONY: up test lint proto proto-baseline metrics-table dashboards clean
 
 ## up: install, then run the whole loop (ARGS="--kafka --servers 2 …")
 up: $(VENV)/.run
@@ -32,6 +32,15 @@ proto: $(VENV)/.dev
 ## proto-baseline: what `buf breaking` compares with; at a release
 proto-baseline: $(VENV)/.dev
 	$(BIN)/buf build --exclude-source-info -o proto/baseline.binpb
+
+## metrics-table: write docs/metrics.md anew, from the code
+metrics-table: $(VENV)/.dev
+	$(BIN)/python -m monitoring.metrics_table
+
+## dashboards: write helm/plaudit/dashboards anew, from the code; docs/metrics.md says who uses what
+dashboards: $(VENV)/.dev
+	$(BIN)/python -m monitoring.dashboards
+	$(BIN)/python -m monitoring.metrics_table
 
 ## bench-NAME: run bench/NAME.py (SIZE=small for a minute's worth; hyphens stand for underscores); its last line is one
 ## JSON object

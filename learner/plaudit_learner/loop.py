@@ -87,6 +87,8 @@ class Learner:
         self._features: FeatureCache = {}
         self._features_of = BASE  # the reference that read them
         self._canaries = Reviewer(settings, event_log, store, metrics)
+        metrics.built(model.name, settings.votes_per_round)
+        metrics.checkpoint_at.set_function(partial(rounds.checkpointed_at, self._kept))
         self._in_vain = 0  # votes at which the last attempt found nothing to learn
         self._too_light = 0  # votes at which those that are new did not weigh enough
         self._gone = 0  # votes of those then that were erased, or taken back
@@ -115,6 +117,7 @@ class Learner:
                     else:
                         self._reports.no_round()
             except (EventLogUnavailable, ArtifactError) as error:
+                self._metrics.event_log_failures.inc(isinstance(error, EventLogUnavailable))
                 log.warning("%s; trying again", error)
                 time.sleep(_RETRY_SECONDS)
 

@@ -109,6 +109,14 @@ class Round:
         unfinished.replace(directory / _INPUTS)
 
 
+def checkpointed_at(directory: Path) -> float:
+    """When the round that is kept there was last written down (unix time); 0 if none is, or not yet."""
+    try:
+        return (directory / CHECKPOINT).stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def kept(directory: Path, settings: Mapping[str, Any]) -> Round | None:
     """The round that was begun with these settings and not ended; None if there is none."""
     try:

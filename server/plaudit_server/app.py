@@ -121,6 +121,7 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
         kept = make_engine(settings, model)
         engine = KeptEngine(kept, attempts=settings.engine_restarts, metrics=metrics)
         down.push_async_callback(engine.stop)
+        metrics.built(type(kept).__name__.removesuffix("Engine").lower(), model.name, engine.metrics)
         log.info("starting %s on %s", type(kept).__name__, model.name)
         stopping = asyncio.create_task(stop.wait(), name="stop")
         down.callback(stopping.cancel)

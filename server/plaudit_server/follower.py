@@ -38,6 +38,13 @@ class NoRoom(Exception):
     """Every place for a version is taken by one with running streams."""
 
 
+def _why(failure: ArtifactError | EngineError | NoRoom) -> str:
+    """As metrics name it."""
+    if isinstance(failure, NoRoom):
+        return "no_room"
+    return "artefact" if isinstance(failure, ArtifactError) else "engine"
+
+
 class Follower:
     """One task that keeps `router` at what the event log says."""
 
@@ -82,6 +89,7 @@ class Follower:
                     self._log.read, self._positions, timeout=_POLL_SECONDS if self.caught_up.is_set() else 0.0
                 )
             except EventLogUnavailable as error:
+                self._metrics.event_log_failures.inc()
                 log.warning("policies cannot be read, %s goes on being served: %s", self._router.serving.name, error)
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
@@ -208,12 +216,13 @@ class Follower:
                 log.error("%s REFUSED, %s goes on being served: %s", name, served, error, extra=told)
             self.failures[name] = str(error)
             self._retry_at[name] = time.monotonic() + _RETRY_SECONDS
-            self._metrics.version_failures.inc()
+            self._metrics.version_failures.labels(_why(error)).inc()
             span.fail(type(error).__name__)
             return False
         finally:
             span.end()
         self._router.loaded[name] = version
+        self._metrics.load(name)
         self.failures.pop(name, None)
         return True
 
@@ -234,6 +243,7 @@ class Follower:
             await self._unload(unused[0])
 
     async def _unload(self, version: PolicyVersion) -> None:
+        self._metrics.unload(version.name)
         del self._router.loaded[version.name]  # first, so that no request can be pinned to it any more
         try:
             await self._engine.unload(version)

@@ -71,6 +71,8 @@ class Guard(grpc.aio.ServerInterceptor):
         ours = method.startswith("/plaudit.")  # health and reflection are anybody's, and not told of
         behaviour = _writing(behaviour) if inspect.isasyncgenfunction(behaviour) else behaviour
 
+        named = method.removeprefix("/").removeprefix("plaudit.v1.")
+
         async def guarded(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             call = Call(method)
             try:
@@ -83,10 +85,11 @@ class Guard(grpc.aio.ServerInterceptor):
             except Refusal as refusal:
                 call.code, call.wrong = refusal.code.name, refusal.field or ""
                 await _abort(context, refusal.status())
-            except grpc.aio.BaseError:  # its caller does not listen any more
-                call.code = "CANCELLED"
+            except grpc.aio.BaseError:  # its caller does not listen any more, or was told what is wrong
+                call.code = _told(context).name
                 raise
             except NotImplementedError:  # of a service that is not ours: Health.List
+                call.code = "UNIMPLEMENTED"
                 await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this method is not served here")
             except Exception as error:  # noqa: BLE001 - the last line of defence
                 call.code = "INTERNAL"
@@ -95,6 +98,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 call.code = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
                 raise
             finally:
+                self._metrics.grpc_handled.labels(named, call.code).inc()
                 if ours:
                     call.end()
 
@@ -109,6 +113,13 @@ class Guard(grpc.aio.ServerInterceptor):
             self._metrics.calls_refused.labels(refusal.code.name.lower()).inc()
             raise
         caller.current.set(known)
+
+
+def _told(context: grpc.aio.ServicerContext[Any, Any]) -> grpc.StatusCode:
+    """What the handler itself told its caller; CANCELLED if it had no time to."""
+    number: Any = context.code()  # an int, whatever was given
+    told = {code.value[0]: code for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
+    return told.get(number, grpc.StatusCode.CANCELLED)
 
 
 def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

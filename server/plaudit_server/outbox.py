@@ -94,6 +94,7 @@ class Outbox:
         self._closing = self._ended = False
         self._log_thread = ThreadPoolExecutor(1, "outbox-log")
         self._spool_thread = ThreadPoolExecutor(1, "outbox-spool")
+        metrics.outbox_limit.set(limit)
         metrics.outbox_depth.set_function(self.depth)
         metrics.outbox_age.set_function(self.age)
 

@@ -65,12 +65,7 @@ class Reviewer:
         if seen == self._seen:
             return
         self._withdraw_overtaken(intake)
-        policies = [policy for policy in map(releases.policy, releases.versions()) if policy is not None]
-        self._metrics.stands(
-            ((policy.version, _word(policy.state)) for policy in policies),
-            releases.canary,
-            releases.share(releases.canary) if releases.canary else 0.0,
-        )
+        self._metrics.stands(releases, on_trial(releases))
         if releases.canary is not None and on_trial(releases):
             self._try(releases.canary, intake)
         self._seen = seen
