@@ -9,7 +9,7 @@ PROTOS := $(wildcard proto/plaudit/v1/*.proto)
 WEB    := $(wildcard clients/web/*.* clients/web/.npmrc clients/web/public/* clients/web/src/* clients/web/src/*/*)
 PAGE   := clients/plaudit_gateway/page/index.html
 
-.PHONY: up test lint page proto proto-baseline clean
+.PHONY: up test lint page proto proto-baseline metrics-table dashboards clean
 
 ## up: install, then run the whole loop (ARGS="--kafka --servers 2 …")
 up: $(VENV)/.run
@@ -39,6 +39,15 @@ proto: $(VENV)/.dev
 proto-baseline: $(VENV)/.dev
 	$(BIN)/buf build --exclude-source-info -o proto/baseline.binpb
 
+## metrics-table: write docs/metrics.md anew, from the code
+metrics-table: $(VENV)/.dev
+	$(BIN)/python -m monitoring.metrics_table
+
+## dashboards: write helm/plaudit/dashboards anew, from the code; docs/metrics.md says who uses what
+dashboards: $(VENV)/.dev
+	$(BIN)/python -m monitoring.dashboards
+	$(BIN)/python -m monitoring.metrics_table
+
 ## bench-NAME: run bench/NAME.py (SIZE=small for a minute's worth; hyphens stand for underscores); its last line is one
 ## JSON object
 bench-%: $(VENV)/.dev
@@ -54,8 +63,8 @@ $(VENV)/.run: requirements/run.txt pyproject.toml hatch_build.py $(PROTOS)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.run requirements/dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/dev.txt
+$(VENV)/.dev: $(VENV)/.run requirements/dev.txt requirements/s3.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/dev.txt -r requirements/s3.txt
 	touch $@
 
 # The example in docs/clients.md for other languages. Without node its test is skipped, and says so.

@@ -25,4 +25,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group("vllm" if vllm else item.path.name))
 
 
-pytest_plugins = ["tests.fixtures_broker", "tests.fixtures_model", "tests.fixtures_server", "tests.fixtures_tls"]
+pytest_plugins = [
+    "tests.fixtures_broker",
+    "tests.fixtures_model",
+    "tests.fixtures_server",
+    "tests.fixtures_tls",
+    "tests.fixtures_traces",
+]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import socket
 import sys
@@ -17,7 +16,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from plaudit import secret_file
+from plaudit import logs, secret_file
 from plaudit.broker import free_port
 from plaudit.lifecycle import Occupied, only_one
 from plaudit_cli.common import connect, fail
@@ -30,7 +29,6 @@ _WATCH_SECONDS = 0.5
 _SHARE_OPTION = "--canary-share="
 _CANARY_SHARE = 0.5  # few people chat here: half of them on each side decide a trial soonest
 _BIND = "VLLM_CPU_OMP_THREADS_BIND"
-_OURS = re.compile(r"^\S+Z (INFO|WARNING|ERROR) plaudit-\w+: (.*)$")
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -272,11 +270,11 @@ class Home:
 
     def _show(self, name: str, line: str) -> None:
         """Our own programs' lines; what their libraries say stays in the log files."""
-        match = _OURS.match(line)
-        if match:
-            style = {"INFO": "dim", "WARNING": "yellow", "ERROR": "red"}[match[1]]
+        ours = logs.parse(line)
+        if ours:
+            style = {"INFO": "dim", "WARNING": "yellow", "ERROR": "red"}[ours.level]
             console.print(f"{name:9}", style=style, end="")
-            console.print(match[2], style=style, markup=False)
+            console.print(ours.message, style=style, markup=False)
 
 
 def make_keys(data: Path) -> None:

@@ -13,6 +13,7 @@ import grpc
 from plaudit_client.errors import Cancelled, InvalidRequest, PlauditError, Unavailable, from_rpc
 from plaudit_client.retry import Attempts
 from plaudit_client.servers import Server, Servers, at
+from plaudit_client.trace_context import current_span
 
 _OPTIONS = [
     # A server that was restarted is found again within seconds; gRPC would look only every two minutes in the end.
@@ -79,16 +80,16 @@ class Channel:
         self._max_retries = max_retries
         self.grpc = Servers([_open(target, credentials) for target in targets(address)])
 
-    @property
-    def metadata(self) -> list[tuple[str, str]]:
-        """What goes with a call that is made now."""
-        return self._metadata
-
     def saying(self, metadata: list[tuple[str, str]]) -> Self:
         """The same connections for another caller."""
         other = copy(self)
         other._metadata = metadata
         return other
+
+    @property
+    def metadata(self) -> list[tuple[str, str]]:
+        """What goes with a call that is made now: the key, and the caller's span if it is in one."""
+        return self._metadata + current_span()
 
     async def close(self) -> None:
         """What runs is cancelled."""

@@ -32,7 +32,7 @@ def main() -> int:
     """The command; returns its exit status."""
     settings = parse(GatewaySettings, PROGRAM)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters is raised
-    log_to_stderr(PROGRAM)
+    log_to_stderr(PROGRAM, settings.log_format, settings.log_level)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # anybody can fill the log; Edge says what matters
     from plaudit_client import PlauditError
 
@@ -62,6 +62,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, started: asyncio.F
     import uvicorn
     from prometheus_client import CollectorRegistry, start_http_server
 
+    from plaudit import tracing
     from plaudit_client import AsyncClient
     from plaudit_gateway import certificate
     from plaudit_gateway.api import build
@@ -82,6 +83,8 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, started: asyncio.F
 
     metrics = GatewayMetrics(CollectorRegistry())
     async with AsyncExitStack() as down:
+        if settings.traces:
+            down.enter_context(tracing.on(PROGRAM))
         if settings.metrics_port:
             http, thread = start_http_server(
                 settings.metrics_port, addr=settings.metrics_host, registry=metrics.registry

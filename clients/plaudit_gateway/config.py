@@ -9,12 +9,12 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from plaudit.addresses import is_loopback
-from plaudit.settings import Settings
+from plaudit.settings import ProgramSettings
 
 _ADDRESS = re.compile(r"\S+:\d{1,5}")
 
 
-class GatewaySettings(Settings):
+class GatewaySettings(ProgramSettings):
     """HTTP in front of Plaudit's servers: OpenAI's chat API, votes, the loop, and the web page."""
 
     listen: str = "127.0.0.1:8080"

@@ -1,6 +1,6 @@
 """What every request passes before a route sees it, and every answer behind it.
 
-request ──▶ number it ──▶ for us? (Host) ──▶ of our own page, or of none? (Origin) ──▶ body: not too large or slow
+request ──▶ number, span ──▶ for us? (Host) ──▶ of our own page, or of none? (Origin) ──▶ body: not too large or slow
 answer  ◀── count it  ◀── security headers ◀── the unforeseen: 500 and a number that the log knows
 
 A page of another site can make its visitor's browser call addresses on the visitor's own machine. Without CORS it
@@ -21,6 +21,7 @@ from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from plaudit import tracing
 from plaudit_gateway.config import GatewaySettings
 from plaudit_gateway.errors import Wrong
 from plaudit_gateway.metrics import GatewayMetrics
@@ -32,6 +33,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_TRACE_CONTEXT = ("traceparent", "tracestate")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
 
@@ -58,15 +60,21 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = number
+                answered = MutableHeaders(scope=message)
+                answered["X-Request-Id"] = number
                 for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
+                    answered.setdefault(name, value)
             await send(message)
 
-        with self._metrics.running.track_inprogress():
+        headers = Headers(scope=scope)
+        parent = {name: headers[name] for name in _TRACE_CONTEXT if name in headers}
+        attributes = {"http.request.method": scope["method"]}
+        with (
+            self._metrics.running.track_inprogress(),
+            tracing.span("HTTP", kind="server", parent=parent, attributes=attributes) as span,
+        ):
             try:
-                refusal = self._refusal(scope["method"], Headers(scope=scope))
+                refusal = self._refusal(scope["method"], headers)
                 if refusal is not None:
                     await refusal.response()(scope, receive, answer)
                 else:
@@ -80,6 +88,9 @@ class Edge:
                     await failed.response()(scope, receive, answer)
             finally:
                 route = getattr(scope.get("route"), "path", "other")
+                span.set({"http.route": route, "http.response.status_code": status or 499})
+                if status >= 500:
+                    span.fail(str(status))
                 self._metrics.requests.labels(route, status or 499).inc()
                 self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
 

@@ -8,7 +8,7 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NoReturn
 
-from plaudit import base_model
+from plaudit import base_model, tracing
 from plaudit.lifecycle import Occupied, log_to_stderr, on_stop, only_one
 from plaudit.settings import parse
 from plaudit_learner.config import LearnerSettings
@@ -32,7 +32,8 @@ def main() -> int:
     """The command; returns its exit status."""
     settings = parse(LearnerSettings, PROGRAM)
     rank = os.environ.get("RANK")  # torchrun's
-    log_to_stderr(PROGRAM if rank is None else f"{PROGRAM}[{rank}]")
+    name = PROGRAM if rank is None else f"{PROGRAM}[{rank}]"
+    log_to_stderr(name, settings.log_format, settings.log_level)
     try:
         on_stop(_stop, exit_with_parent=settings.exit_with_parent)
         from plaudit.artifacts import ArtifactError
@@ -70,6 +71,8 @@ def run(settings: LearnerSettings, ranks: Ranks) -> None:
     metrics = LearnerMetrics(CollectorRegistry())
     with ExitStack() as down:
         down.enter_context(only_one(settings.state_dir))
+        if settings.traces:
+            down.enter_context(tracing.on(PROGRAM))
         if settings.metrics_port:
             http, thread = start_http_server(
                 settings.metrics_port, addr=settings.metrics_host, registry=metrics.registry

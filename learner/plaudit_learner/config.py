@@ -7,11 +7,11 @@ from pathlib import Path
 from pydantic import Field, field_validator, model_validator
 
 from plaudit.base_model import PACKAGED
-from plaudit.settings import Settings
+from plaudit.settings import ProgramSettings
 from plaudit_learner.reward.aspects import DEFAULT_ASPECT, Term, parse
 
 
-class LearnerSettings(Settings):
+class LearnerSettings(ProgramSettings):
     """Takes in votes, trains a reward model on them, improves the policy with PPO, publishes what passes the gate."""
 
     model: str = PACKAGED
@@ -19,7 +19,8 @@ class LearnerSettings(Settings):
     model_cache: Path = Path("~/.cache/plaudit")
     """Where the packaged model is kept once converted."""
     event_log: str
-    """sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…]; all programs of a deployment share it."""
+    """sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…], by TLS and with a password if it says so (docs/security.md); all
+    programs of a deployment share it."""
     policy_store: str
     """Where versions are published: a directory or any fsspec URL (s3://…)."""
     state_dir: Path

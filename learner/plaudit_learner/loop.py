@@ -17,9 +17,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from plaudit import tracing
 from plaudit.artifacts import ArtifactError, PolicyStore
 from plaudit.events import EventLog, EventLogUnavailable
 from plaudit.releases import BASE
+from plaudit.tracing import Span
 from plaudit_learner import rounds
 from plaudit_learner.canary.review import Reviewer, on_trial
 from plaudit_learner.config import LearnerSettings
@@ -85,6 +87,8 @@ class Learner:
         self._features: FeatureCache = {}
         self._features_of = BASE  # the reference that read them
         self._canaries = Reviewer(settings, event_log, store, metrics)
+        metrics.built(model.name, settings.votes_per_round)
+        metrics.checkpoint_at.set_function(partial(rounds.checkpointed_at, self._kept))
         self._in_vain = 0  # votes at which the last attempt found nothing to learn
         self._too_light = 0  # votes at which those that are new did not weigh enough
         self._gone = 0  # votes of those then that were erased, or taken back
@@ -113,6 +117,7 @@ class Learner:
                     else:
                         self._reports.no_round()
             except (EventLogUnavailable, ArtifactError) as error:
+                self._metrics.event_log_failures.inc(isinstance(error, EventLogUnavailable))
                 log.warning("%s; trying again", error)
                 time.sleep(_RETRY_SECONDS)
 
@@ -176,8 +181,14 @@ class Learner:
         return max(((int(metrics["round"]), int(metrics["votes"])) for metrics in ended), default=(0, 0))
 
     def _round(self) -> None:
+        """A span of its own, the root of a trace: its links lead to those of what it was made from."""
+        with tracing.span("round", parent={}) as span:
+            self._go_through_round(span)
+
+    def _go_through_round(self, span: Span) -> None:
         began = time.monotonic()
         number, parent = self._last_round()[0] + 1, self._intake.releases.stable
+        span.set({"plaudit.round": number, "plaudit.parent": parent})
         settings = self._settings.model_dump(mode="json")
         # From the reference anew, and not from the parent, which had spent its KL on a reward model that knew less
         # (docs/decisions/0007, 0010).
@@ -194,6 +205,8 @@ class Learner:
             else:
                 this, reward_model = self._begin(policy, number, parent, reference)
                 this.keep(self._kept, settings)
+            span.link(*reversed(this.traces))  # if there is room for fewer, the last ones stay
+            span.set({"plaudit.votes": this.votes, "plaudit.spans_learnt_from": this.traced})
             self._used = this.votes
             self._reports.improving(this, reward_model)
             self._ranks.told(Task(this, reward_model, reference))
@@ -212,14 +225,16 @@ class Learner:
             if result.stopped:
                 log.info("improved no further: %s", result.stopped)
         except (NotEnoughVotesError, NothingToImproveError) as error:
+            span.set({"plaudit.outcome": "waits for more votes"})
             self._reports.round_ends(number, f"waits for more votes: {error}")
             self._in_vain, self._gone = self._store.count_votes(*self._settings.aspects), 0
             rounds.drop(self._kept)
             return
 
         self._reports.stage("gating")
-        with self._ranks.together():
+        with self._ranks.together(), tracing.span("gate") as gate:
             verdict = self._gate(policy, result.reward_model, this, reference)
+            gate.set({"plaudit.passed": verdict.passed, "plaudit.reasons": list(verdict.reasons)})
 
         self._take_in(0.0)
         self._check_kept()
@@ -238,6 +253,7 @@ class Learner:
             parent=parent,
             reference=reference,
             share=self._settings.canary_share,
+            traceparent=span.traceparent,
             window={"votes": this.votes, "prompts": len(this.train) + len(this.held_out)},
             metrics={
                 **verdict.metrics,
@@ -261,7 +277,8 @@ class Learner:
         told = "round %d: %d votes, weighing %.0f, from %s, to be better than %s"
         log.info(told, number, votes, weight, reference, parent)
         self._reports.round_begins(number, parent, reference, votes)
-        reward_model = self._fit(policy, reference)
+        with tracing.span("reward model"):
+            reward_model = self._fit(policy, reference)
         train, held_out = self._prompts()
         seed = self._settings.seed + 1000 * number
         how = self._how(weight)
@@ -269,7 +286,10 @@ class Learner:
         allowed = {prompt for prompt in train if len(prompt) <= how.max_prompt_tokens}
         served = (r for r in self._store.served(self._settings.window, how.temperature) if r.prompt in allowed)
         logged = rounds.drawn([r for r in served if len(r.reply) <= how.max_new_tokens], how.logged_replies, seed)
-        return Round(number, parent, votes, seed, train, held_out, how, examples, logged), reward_model
+        window = self._settings.window
+        traces, traced = self._store.traces(self._store.aspects(window), window, tracing.MOST_LINKS)
+        this = Round(number, parent, votes, seed, train, held_out, how, examples, logged, traces, traced)
+        return this, reward_model
 
     @property
     def _kept(self) -> Path:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from plaudit import tracing
 from plaudit.artifacts import PolicyStore
 from plaudit.events import POLICIES, EventLog, Record
 from plaudit.releases import Releases, number
@@ -40,11 +41,13 @@ class Publisher:
         reason: str = "passed the gate",
         reference: str | None,
         share: float = 0.0,
+        traceparent: str = "",
     ) -> PolicyEvent:
         """Announce the policy as the next version: in service if the verdict says so, rejected with its reasons if not.
 
         actor: who decides that it is put in service; created_by: which program made it; reason: why.
         share: of conversations that get it as the canary; 0: it is stable at once.
+        traceparent: the span of what made it.
         reference: the version that KL was measured against; None if the new version is itself a reference.
         The weights of what was rejected are not stored: nobody can serve them by mistake.
         Raises ArtifactError or EventLogUnavailable; what was announced by then is whole.
@@ -52,6 +55,7 @@ class Publisher:
         version = self._next_name(releases)
         event = PolicyEvent(schema_version=1, version=version, parent=parent, actor=actor, metrics=metrics)
         event.reference = reference or version
+        event.traceparent = traceparent
         event.checks.extend(
             GateCheck(
                 measure=check.measure,
@@ -66,7 +70,7 @@ class Publisher:
         if not verdict.passed:
             self._announce(event, PolicyState.POLICY_STATE_REJECTED, "; ".join(verdict.reasons))
             return event
-        with tempfile.TemporaryDirectory() as directory:
+        with tracing.span("publish"), tempfile.TemporaryDirectory() as directory:
             policy.save_adapter(Path(directory))
             _, event.manifest_sha256 = self._store.publish(
                 version,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
+from plaudit import logs, tracing
 from plaudit.releases import Releases, number
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.loop_pb2 import Approval, LearnerReport, PpoUpdate, RewardModelHead, RoundReport
@@ -77,11 +78,9 @@ class Reports:
 
     def taken_in(self, records: int, *, lag: int, new_votes: int) -> None:
         """Say how many records were taken in just now, how many wait, and how many votes wait for a round."""
-        self._metrics.lag.set(lag)
+        self._metrics.took_in(records, lag, max(0, new_votes))
         self._learner.lag, self._learner.new_votes = lag, max(0, new_votes)
         self._voted = self._voted or records > 0
-        if records:
-            self._metrics.records.inc(records)
         # Not oftener than it is sent: all votes are counted for it.
         if self._voted and time.monotonic() - self._told_at >= PAUSE_SECONDS:
             self._count()
@@ -89,6 +88,7 @@ class Reports:
 
     def round_begins(self, number: int, parent: str, reference: str, votes: int) -> None:
         """Say what a round is made from; what was told of an earlier attempt is forgotten."""
+        self._learner.new_votes = 0  # the round has them
         self.stage("rewarding")
         self._round = RoundReport(number=number, parent=parent, reference=reference, votes=votes)
         self._round.started_at.GetCurrentTime()
@@ -96,8 +96,7 @@ class Reports:
 
     def fitted(self, reward_model: RewardModel) -> None:
         """Say how good the reward model is."""
-        self._metrics.reward_model_auc.set(reward_model.metrics.auc)
-        self._metrics.reward_model_accuracy.set(reward_model.metrics.accuracy)
+        self._metrics.fitted(reward_model)
         for aspect, quality in reward_model.heads.items():
             log.info("reward model of %s: %s", aspect, quality.summary())
         if self._round is not None:
@@ -108,6 +107,7 @@ class Reports:
     def improving(self, this: Round, reward_model: RewardModel) -> None:
         """Say what PPO is to do; if the round goes on where it was cut off, so does its report."""
         self.stage("improving")
+        self._metrics.ppo_kl_budget.set(this.how.kl_budget)
         before = self._rounds.get(this.number)
         if before is None or (before.parent, before.votes) != (this.parent, this.votes):
             before = RoundReport(number=this.number, parent=this.parent, votes=this.votes)
@@ -122,10 +122,7 @@ class Reports:
 
     def updated(self, iterations: int, metrics: IterationMetrics) -> None:
         """Say what one update of at most `iterations` did."""
-        self._metrics.ppo_reward.set(metrics.reward)
-        self._metrics.ppo_kl.set(metrics.kl)
-        self._metrics.ppo_entropy.set(metrics.entropy)
-        self._metrics.ppo_reply_length.set(metrics.length)
+        self._metrics.updated(metrics)
         log.info(
             "update %d of %d: reward %+.2f, KL %.2f nats a reply, entropy %.2f, %.0f tokens",
             metrics.iteration,
@@ -168,8 +165,12 @@ class Reports:
     def round_published(self, event: PolicyEvent) -> None:
         """Say which version came of the round."""
         outcome = PolicyState.Name(event.state).removeprefix("POLICY_STATE_").lower()
-        self._metrics.rounds.labels(outcome).inc()
-        log.info("round %d: %s is %s: %s", event.metrics["round"], event.version, outcome, event.reason)
+        began = 0 if self._round is None else self._round.started_at.ToMicroseconds()
+        self._metrics.round_ended(outcome, (event.time.ToMicroseconds() - began) / 1e6 if began else 0.0)
+        tracing.current().set({"plaudit.policy_version": event.version, "plaudit.outcome": outcome})
+        this = int(event.metrics["round"])
+        told = logs.fields(step=outcome, policy_version=event.version, actor="learner", round=this)
+        log.info("round %d: %s is %s: %s", this, event.version, outcome, event.reason, extra=told)
         self._finish(event.reason, event)
 
     def round_ends(self, number: int, reason: str) -> None:

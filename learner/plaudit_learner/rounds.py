@@ -92,6 +92,10 @@ class Round:
     """Instruction examples that are mixed in."""
     logged: list[Rollout] = field(default_factory=list)
     """Served replies to `train` prompts that are learnt from again."""
+    traces: list[str] = field(default_factory=list)
+    """Spans (traceparents) of the newest of what was said, and of the replies that it was said of."""
+    traced: int = 0
+    """How many there are of them in all."""
 
     def keep(self, directory: Path, settings: Mapping[str, Any]) -> None:
         """Write it into an empty directory, in which the checkpoint will be. `settings`: the learner's, as JSON."""
@@ -103,6 +107,14 @@ class Round:
             out.flush()
             os.fsync(out.fileno())
         unfinished.replace(directory / _INPUTS)
+
+
+def checkpointed_at(directory: Path) -> float:
+    """When the round that is kept there was last written down (unix time); 0 if none is, or not yet."""
+    try:
+        return (directory / CHECKPOINT).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def kept(directory: Path, settings: Mapping[str, Any]) -> Round | None:

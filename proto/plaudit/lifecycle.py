@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import signal
 import sys
@@ -11,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from plaudit import logs
 
 
 class Occupied(Exception):
@@ -60,13 +61,6 @@ def on_stop(stop: Callable[[], object], *, exit_with_parent: bool) -> None:
         threading.Thread(target=wait_for_end, name="lifeline", daemon=True).start()
 
 
-def log_to_stderr(program: str) -> None:
+def log_to_stderr(program: str, form: logs.Format = "human", level: logs.Level = "info") -> None:
     """One line a record, with the time (UTC), the level and the program."""
-    import time
-
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(
-        level=logging.INFO,
-        format=f"%(asctime)sZ %(levelname)s {program}: %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
+    logs.start(program, form, level)

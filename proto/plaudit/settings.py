@@ -10,9 +10,11 @@ import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
+
+from plaudit import logs, tracing
 
 
 class Settings(BaseSettings):
@@ -27,6 +29,32 @@ class Settings(BaseSettings):
         extra="forbid",
         frozen=True,
     )
+
+
+class LogSettings(Settings):
+    """What every program that runs for long can be told of its logs (docs/observability.md).
+
+    Not part of what is dumped: a round that was cut off goes on whatever is logged about it.
+    """
+
+    log_format: logs.Format = Field(default="human", exclude=True)
+    """Lines for people, or a JSON object a line."""
+    log_level: logs.Level = Field(default="info", exclude=True)
+    """The least that is logged; debug may quote requests in what is said of failures that nobody foresaw."""
+
+
+class ProgramSettings(LogSettings):
+    """And of traces, where it makes any."""
+
+    traces: bool = Field(default=False, exclude=True)
+    """Send spans to where the OTEL_* variables say; needs the extra `otel`."""
+
+    @field_validator("traces")
+    @classmethod
+    def _can_trace(cls, traces: bool) -> bool:
+        if traces and (why := tracing.missing()):
+            raise ValueError(why)
+        return traces
 
 
 S = TypeVar("S", bound=Settings)

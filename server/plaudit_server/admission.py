@@ -185,8 +185,9 @@ class Admission:
                 key=lambda place: (self._running_of[place.caller], self._running_of[place.user], place.number),
             )
             self._waiting.remove(place)
-            self._running[place] = time.perf_counter()
+            now = self._running[place] = time.perf_counter()
             self._running_of.update((place.caller, place.user))
+            self._metrics.request_queue_time.observe(now - place.since)
             if not place.answer.done():  # its caller has just gone away, and it is about to leave
                 place.answer.set_result(None)
         self._metrics.requests_waiting.set(len(self._waiting))

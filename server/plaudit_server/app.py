@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plaudit import base_model
+from plaudit import base_model, logs, tracing
 from plaudit.lifecycle import Occupied, log_to_stderr, on_stop, only_one
 from plaudit.settings import parse
 from plaudit_server.config import ServerSettings
@@ -35,7 +35,8 @@ def main() -> int:
     settings = parse(ServerSettings, PROGRAM)
     # gRPC writes a line for each malformed frame, and anybody could fill the log. What matters is raised.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    log_to_stderr(PROGRAM)
+    log_to_stderr(PROGRAM, settings.log_format, settings.log_level)
+    logging.getLogger(logs.ACCESS).disabled = not settings.access_log
     from plaudit.artifacts import ArtifactError
     from plaudit.events import EventLogUnavailable
     from plaudit_server.engine import EngineError
@@ -43,7 +44,8 @@ def main() -> int:
     try:
         import uvloop
 
-        uvloop.run(_until_asked(settings))
+        with logs.calls_apart():
+            uvloop.run(_until_asked(settings))
     except (
         ArtifactError,
         EngineError,
@@ -119,6 +121,7 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
         kept = make_engine(settings, model)
         engine = KeptEngine(kept, attempts=settings.engine_restarts, metrics=metrics)
         down.push_async_callback(engine.stop)
+        metrics.built(type(kept).__name__.removesuffix("Engine").lower(), model.name, engine.metrics)
         log.info("starting %s on %s", type(kept).__name__, model.name)
         stopping = asyncio.create_task(stop.wait(), name="stop")
         down.callback(stopping.cancel)
@@ -131,6 +134,8 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
             log.info("asked to stop before anything was served")
             return
         fingerprint = await hashing
+        if settings.traces:  # not before: the engine may be a fork of this process
+            down.enter_context(tracing.on(PROGRAM))
         router = Router(PolicyVersion(name="v0", adapter=None))
         outbox = Outbox(event_log, settings.state_dir / "outbox.sqlite", limit=settings.outbox_limit, metrics=metrics)
         follower = Follower(

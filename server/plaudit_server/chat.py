@@ -13,12 +13,16 @@ from typing import Any
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from plaudit import tracing
 from plaudit.events import INTERACTIONS, Record
+from plaudit.tracing import Span
 from plaudit.v1 import chat_pb2_grpc
 from plaudit.v1.chat_pb2 import Delta, Finished, Message, Started, StreamChatRequest, StreamChatResponse
 from plaudit.v1.events_pb2 import Interaction
 from plaudit.v1.sampling_pb2 import FinishReason, SamplingParameters
+from plaudit_server import calls
 from plaudit_server.admission import RESTART_SECONDS, Admission
+from plaudit_server.calls import Call
 from plaudit_server.config import ServerSettings
 from plaudit_server.engine import Engine, EngineError, Generation, PolicyVersion, Tokens
 from plaudit_server.engine import FinishReason as EngineFinish
@@ -85,7 +89,10 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         response_id = uuid.uuid4().hex
         # What stays with one side of a canary: the conversation; without its name, the user; without both, nothing.
         conversation = request.conversation_id or user or response_id
+        call = calls.current.get()
         with self.admission.enter(user) as place, self._router.pin(request.policy_version, conversation) as version:
+            call.reply(response_id, version.name)
+            call.span.event("admitted")
             prompt = await self._encode(request.messages)
             room = self._settings.max_context - sampling.max_tokens
             if len(prompt) > room:
@@ -93,7 +100,9 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
                     "messages", f"have {len(prompt)} tokens; with max_tokens = {sampling.max_tokens} the most is {room}"
                 )
             place.reserve(len(prompt) + sampling.max_tokens)
-            await place.turn()
+            with tracing.span("wait for a place in the engine"):
+                await place.turn()
+            call.waiting_seconds = time.perf_counter() - place.since
             # Who does not want a reply to be learnt from has nothing to vote on.
             receipt = "" if request.unrecorded else self._receipts.issue(response_id, version.name, user)
             started = Started(receipt=receipt, policy_version=version.name, response_id=response_id)
@@ -103,10 +112,13 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
                 # Bounds each wait, for the engine's next token and for a caller that does not read.
                 async with asyncio.timeout(_STALL_SECONDS) as patience:
                     await context.write(StreamChatResponse(started=started))
+                    engine = tracing.span(f"chat {version.name}")
                     try:
                         async with aclosing(self._engine.generate(reply.generation)) as stream:
                             moved_at = clock()
                             async for tokens in stream:
+                                if not reply.token_ids:
+                                    call.span.event("first token")
                                 reply.add(tokens)
                                 await context.write(_delta(tokens, request.logprobs))
                                 # Each time makes a new timer: not with every token.
@@ -125,6 +137,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
                         # Also when the caller went away: what was sampled until then was sampled.
                         place.spent = len(prompt) + len(reply.token_ids)
                         reply.end()
+                        reply.tell(call, engine)
                         if not request.unrecorded:
                             self._record(reply, request.conversation_id, user, pinned=bool(request.policy_version))
                     finished = Finished(
@@ -133,6 +146,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
                         completion_tokens=len(reply.token_ids),
                     )
                     await context.write(StreamChatResponse(finished=finished))
+                    call.span.event("finished")
             except TimeoutError as error:
                 raise Refusal(
                     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -172,6 +186,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
             finish_reason=reply.finish_reason,
             started_at=reply.started_at,
             pinned=pinned,
+            traceparent=tracing.traceparent(),
         )
         interaction.finished_at.GetCurrentTime()
         # The reply itself is fine whatever happens here; the learner goes without it, and the operator is told.
@@ -236,5 +251,32 @@ class _Reply:
         self._metrics.prompt_tokens.inc(len(self.generation.prompt_token_ids))
         self._metrics.generation_tokens.labels(version.name).inc(len(self.token_ids))
         self._metrics.e2e_request_latency.labels(version.name).observe(time.perf_counter() - self.admitted_at)
-        reason = FinishReason.Name(self.finish_reason).removeprefix("FINISH_REASON_").lower()
-        self._metrics.requests.labels(version.name, reason).inc()
+        self._metrics.requests.labels(version.name, self.reason).inc()
+
+    @property
+    def reason(self) -> str:
+        """Why it ended, in a word."""
+        return FinishReason.Name(self.finish_reason).removeprefix("FINISH_REASON_").lower()
+
+    def tell(self, call: Call, engine: Span) -> None:
+        """Note in the call how it ended; and in the engine's span, by the conventions for generative AI, which ends."""
+        generation, sampling = self.generation, self.generation.sampling
+        call.prompt_tokens, call.completion_tokens = len(generation.prompt_token_ids), len(self.token_ids)
+        call.finish_reason = self.reason
+        engine.set(
+            {
+                "gen_ai.operation.name": "chat",
+                "gen_ai.provider.name": "plaudit",
+                "gen_ai.request.model": generation.version.name,
+                "gen_ai.request.max_tokens": sampling.max_tokens,
+                "gen_ai.request.temperature": sampling.temperature,
+                "gen_ai.request.top_p": sampling.top_p,
+                "gen_ai.response.id": generation.request_id,
+                "gen_ai.response.finish_reasons": [self.reason],
+                "gen_ai.usage.input_tokens": call.prompt_tokens,
+                "gen_ai.usage.output_tokens": call.completion_tokens,
+            }
+        )
+        if self.finish_reason == FinishReason.FINISH_REASON_ERROR:
+            engine.fail("EngineError")
+        engine.end()

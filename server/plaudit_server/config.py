@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 
 from plaudit.addresses import is_loopback
 from plaudit.base_model import PACKAGED
-from plaudit.settings import Settings
+from plaudit.settings import ProgramSettings
 
 
-class ServerSettings(Settings):
+class ServerSettings(ProgramSettings):
     """Serves a chat model over gRPC, takes feedback into the event log, follows the policy as it is learned."""
 
     model: str = PACKAGED
@@ -44,8 +44,11 @@ class ServerSettings(Settings):
     """Port of Prometheus metrics; 0: none."""
     metrics_host: str = "127.0.0.1"
     """Address that metrics are served at, open to whoever reaches it; they name no user and hold no text."""
+    access_log: bool = True
+    """Log a line for each call that has ended: method, code, version, times, tokens, caller; never what was said."""
     event_log: str
-    """sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…]; all programs of a deployment share it."""
+    """sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…], by TLS and with a password if it says so (docs/security.md); all
+    programs of a deployment share it."""
     policy_store: str
     """Where versions are published: a directory or any fsspec URL (s3://…)."""
     state_dir: Path

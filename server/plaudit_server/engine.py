@@ -8,10 +8,12 @@ first token to its last (DESIGN, invariant 4).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+
+from prometheus_client import Metric
 
 from plaudit.releases import number as number_of
 
@@ -126,3 +128,7 @@ class Engine(ABC):
     @abstractmethod
     def running(self) -> int:
         """Generations begun and neither ended nor closed; those that wait for a slot count too."""
+
+    def metrics(self) -> Iterable[Metric]:
+        """What it measures of itself, in its own words; none unless it says so. Called in any thread."""
+        return ()

@@ -15,8 +15,10 @@ import asyncio
 import gc
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import suppress
+
+from prometheus_client import Metric
 
 from plaudit_server.engine import Engine, EngineError, Generation, PolicyVersion, Tokens
 from plaudit_server.metrics import ServerMetrics
@@ -118,6 +120,10 @@ class KeptEngine(Engine):
     def running(self) -> int:
         """As the engine counts."""
         return self._engine.running
+
+    def metrics(self) -> Iterable[Metric]:
+        """As the engine measures."""
+        return self._engine.metrics()
 
     async def _attempt(self, number: int) -> None:
         log.warning("restarting the engine: attempt %d of %d", number, self._attempts)

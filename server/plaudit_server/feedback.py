@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
 
+from plaudit import tracing
 from plaudit.events import FEEDBACK, Record
 from plaudit.v1 import feedback_pb2_grpc
 from plaudit.v1.events_pb2 import Feedback
@@ -21,7 +24,7 @@ from plaudit.v1.feedback_pb2 import (
     SubmitFeedbackResponse,
     Thumb,
 )
-from plaudit_server import caller
+from plaudit_server import caller, calls
 from plaudit_server.allowance import Allowance
 from plaudit_server.config import ServerSettings
 from plaudit_server.feedback_stream import FeedbackStream
@@ -32,6 +35,7 @@ from plaudit_server.refusal import Refusal, invalid
 from plaudit_server.validation import check_identifier, check_text
 
 _STREAM_SECONDS = 5.0  # until one of many streams may have ended: nobody knows
+_OUTCOMES = {grpc.StatusCode.RESOURCE_EXHAUSTED: "limited", grpc.StatusCode.UNAVAILABLE: "unavailable"}
 _VERDICTS = "thumb, rating, preference or comment"
 
 
@@ -60,15 +64,19 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         self, request: SubmitFeedbackRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> SubmitFeedbackResponse:
         """See feedback.proto."""
-        self._check_rate()
-        return SubmitFeedbackResponse(durability=await self._append(self._submitted(request)))
+        with self._refusals_counted():
+            self._check_rate()
+            writing = self._append(_noted(self._submitted(request)))
+        return SubmitFeedbackResponse(durability=await writing)
 
     async def RetractFeedback(
         self, request: RetractFeedbackRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> RetractFeedbackResponse:
         """See feedback.proto."""
-        self._check_rate()
-        return RetractFeedbackResponse(durability=await self._append(self._retracted(request)))
+        with self._refusals_counted():
+            self._check_rate()
+            writing = self._append(_noted(self._retracted(request)))
+        return RetractFeedbackResponse(durability=await writing)
 
     async def StreamFeedback(  # type: ignore[override]  # a coroutine that writes: see chat.py
         self, request_iterator: AsyncIterator[StreamFeedbackRequest], context: grpc.aio.ServicerContext[Any, Any]
@@ -88,6 +96,7 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
             await stream.run(request_iterator)
         finally:
             self._streams.discard(stream)
+            calls.current.get().statements = stream.settled
 
     def stop(self) -> None:
         """End the streams, each where it is; single statements are taken until the server closes."""
@@ -111,10 +120,11 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
     def _accept(self, request: StreamFeedbackRequest) -> asyncio.Task[Durability.ValueType]:
         """One statement of a stream, on its way. Raises Refusal; a field is named as in the statement itself."""
         kind = request.WhichOneof("statement")
-        if kind is None:
-            raise invalid("statement", "is missing; give submit or retract")
-        record = self._submitted(request.submit) if kind == "submit" else self._retracted(request.retract)
-        task = asyncio.create_task(self._written(record, self._outbox.append(_record(record))))
+        with self._refusals_counted():
+            if kind is None:
+                raise invalid("statement", "is missing; give submit or retract")
+            record = self._submitted(request.submit) if kind == "submit" else self._retracted(request.retract)
+            task = asyncio.create_task(self._append(record))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody asks once a stream broke
         return task
 
@@ -166,17 +176,40 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
             policy_version=receipt.policy_version,
             aspect=aspect,
             user=user or receipt.user,
+            traceparent=tracing.traceparent(),
         )
         record.submitted_at.GetCurrentTime()
         return record
 
-    async def _append(self, record: Feedback) -> Durability.ValueType:
-        return await self._written(record, self._outbox.append(_record(record)))
+    def _append(self, record: Feedback) -> Coroutine[Any, Any, Durability.ValueType]:
+        """Hand it to the outbox, now; what is to be awaited acknowledges it."""
+        return self._written(record, self._outbox.append(_record(record)), time.perf_counter())
 
-    async def _written(self, record: Feedback, written: asyncio.Future[Durability.ValueType]) -> Durability.ValueType:
-        durability = await durable(written, "the vote")
-        self._metrics.feedback.labels(record.policy_version, record.aspect, _label(record)).inc()
+    async def _written(
+        self, record: Feedback, written: asyncio.Future[Durability.ValueType], since: float
+    ) -> Durability.ValueType:
+        metrics = self._metrics
+        with self._refusals_counted():
+            durability = await durable(written, "the vote")
+        metrics.feedback_acknowledgement.observe(time.perf_counter() - since)
+        in_log = durability == Durability.DURABILITY_EVENT_LOG
+        metrics.feedback_statements.labels("event_log" if in_log else "outbox").inc()
+        metrics.feedback.labels(metrics.version(record.policy_version), record.aspect, _label(record)).inc()
         return durability
+
+    @contextmanager
+    def _refusals_counted(self) -> Iterator[None]:
+        try:
+            yield
+        except Refusal as refusal:
+            self._metrics.feedback_statements.labels(_OUTCOMES.get(refusal.code, "invalid")).inc()
+            raise
+
+
+def _noted(record: Feedback) -> Feedback:
+    """For the call's line in the log."""
+    calls.current.get().reply(record.response_id, record.policy_version)
+    return record
 
 
 def _record(feedback: Feedback) -> Record:

@@ -69,6 +69,11 @@ class FeedbackStream:
             self._reading.cancel()
         await self._tell()
 
+    @property
+    def settled(self) -> int:
+        """Statements that were taken or refused so far."""
+        return self._answer.settled
+
     def stop(self) -> None:
         """Read no more."""
         if self._reading is not None:

@@ -16,8 +16,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+from plaudit import logs, tracing
 from plaudit.artifacts import ArtifactError, PolicyStore
 from plaudit.events import POLICIES, EventLog, EventLogUnavailable, from_beginning
 from plaudit.releases import BASE, Releases
@@ -34,6 +36,13 @@ _RETRY_SECONDS = 2.0
 
 class NoRoom(Exception):
     """Every place for a version is taken by one with running streams."""
+
+
+def _why(failure: ArtifactError | EngineError | NoRoom) -> str:
+    """As metrics name it."""
+    if isinstance(failure, NoRoom):
+        return "no_room"
+    return "artefact" if isinstance(failure, ArtifactError) else "engine"
 
 
 class Follower:
@@ -80,6 +89,7 @@ class Follower:
                     self._log.read, self._positions, timeout=_POLL_SECONDS if self.caught_up.is_set() else 0.0
                 )
             except EventLogUnavailable as error:
+                self._metrics.event_log_failures.inc()
                 log.warning("policies cannot be read, %s goes on being served: %s", self._router.serving.name, error)
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
@@ -132,7 +142,8 @@ class Follower:
         if self.releases.empty:
             return
         if self._router.canary is not None and self._router.canary.name != self.releases.canary:
-            log.info("%s is no longer the canary", self._router.canary.name)
+            left = self._router.canary.name
+            log.info("%s is no longer the canary", left, extra=self._told(left, "canary withdrawn"))
             self._router.canary = None  # first: its place may be needed
         for wanted in self._wanted():
             if await self._serve(wanted):
@@ -161,7 +172,8 @@ class Follower:
             return False
         self._router.serving = self._router.loaded[name]
         self._metrics.serve(name)
-        log.info("serving %s (was %s); %s loaded", name, before, ", ".join(self._router.loaded))
+        loaded = ", ".join(self._router.loaded)
+        log.info("serving %s (was %s); %s loaded", name, before, loaded, extra=self._told(name, "serving"))
         return True
 
     async def _try_canary(self) -> None:
@@ -170,7 +182,8 @@ class Follower:
         if name is not None and (name in router.loaded or await self._load(name)):
             share = self.releases.share(name)
             if router.canary is None or router.share != share:
-                log.info("%s is the canary, at %.3g of conversations", name, share)
+                told = self._told(name, "canary")
+                log.info("%s is the canary, at %.3g of conversations", name, share, extra=told)
             router.canary, router.share = router.loaded[name], share
         self._metrics.try_out(router.canary.name if router.canary else None, router.share)
 
@@ -183,9 +196,11 @@ class Follower:
         """Fetch, verify, load; False if that fails or there is no room, and `failures` says why."""
         if time.monotonic() < self._retry_at.get(name, 0.0):
             return False
+        event = self.releases.event(name)
+        span = tracing.span(f"load {name}", attributes={"plaudit.policy_version": name})
+        span.link(event.traceparent if event else "")  # to the round that made it, or to who promoted it by hand
         try:
             await self._make_room(name)
-            event = self.releases.event(name)
             path, _ = await asyncio.to_thread(
                 self._store.fetch,
                 name,
@@ -197,14 +212,25 @@ class Follower:
             await self._engine.load(version)
         except (ArtifactError, EngineError, NoRoom) as error:
             if self.failures.get(name) != str(error):  # once for each reason, not at every attempt
-                log.error("%s REFUSED, %s goes on being served: %s", name, self._router.serving.name, error)
+                served, told = self._router.serving.name, self._told(name, "refused")
+                log.error("%s REFUSED, %s goes on being served: %s", name, served, error, extra=told)
             self.failures[name] = str(error)
             self._retry_at[name] = time.monotonic() + _RETRY_SECONDS
-            self._metrics.version_failures.inc()
+            self._metrics.version_failures.labels(_why(error)).inc()
+            span.fail(type(error).__name__)
             return False
+        finally:
+            span.end()
         self._router.loaded[name] = version
+        self._metrics.load(name)
         self.failures.pop(name, None)
         return True
+
+    def _told(self, name: str, step: str) -> dict[str, Mapping[str, object]]:
+        """What a line about a version has beside its words: the trace of the round, or of the call, that it came of."""
+        event = self.releases.event(name)
+        trace_id = tracing.trace_of(event.traceparent) if event else ""
+        return logs.fields(step=step, policy_version=name, trace_id=trace_id)
 
     async def _make_room(self, wanted: str) -> None:
         """Unload what no stream uses until one more fits. Raises NoRoom: the next round tries again."""
@@ -217,6 +243,7 @@ class Follower:
             await self._unload(unused[0])
 
     async def _unload(self, version: PolicyVersion) -> None:
+        self._metrics.unload(version.name)
         del self._router.loaded[version.name]  # first, so that no request can be pinned to it any more
         try:
             await self._engine.unload(version)

@@ -18,8 +18,9 @@ from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
-from plaudit_server import caller
+from plaudit_server import caller, calls
 from plaudit_server.authentication import Authentication, permit
+from plaudit_server.calls import Call
 from plaudit_server.metrics import ServerMetrics
 from plaudit_server.refusal import Refusal
 
@@ -67,21 +68,39 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _guarded(self, behaviour: Any, decode: Callable[[Any], Any], method: str) -> Any:
         """Handlers are coroutines: streaming ones write to their context (see chat.py). Reflection's is a generator."""
+        ours = method.startswith("/plaudit.")  # health and reflection are anybody's, and not told of
         behaviour = _writing(behaviour) if inspect.isasyncgenfunction(behaviour) else behaviour
 
+        named = method.removeprefix("/").removeprefix("plaudit.v1.")
+
         async def guarded(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            call = Call(method)
             try:
-                if method.startswith("/plaudit."):  # health and reflection are anybody's
+                if ours:
                     self._let_in(context, method)
+                    # Not before: strangers get a line in the log, and fill nobody's traces.
+                    calls.current.set(call)
+                    call.trace(context)
                 return await behaviour(decode(raw), context)
             except Refusal as refusal:
+                call.code, call.wrong = refusal.code.name, refusal.field or ""
                 await _abort(context, refusal.status())
-            except grpc.aio.BaseError:
+            except grpc.aio.BaseError:  # its caller does not listen any more, or was told what is wrong
+                call.code = _told(context).name
                 raise
             except NotImplementedError:  # of a service that is not ours: Health.List
+                call.code = "UNIMPLEMENTED"
                 await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this method is not served here")
             except Exception as error:  # noqa: BLE001 - the last line of defence
+                call.code = "INTERNAL"
                 await _abort(context, _internal(method, error))
+            except asyncio.CancelledError:
+                call.code = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
+                raise
+            finally:
+                self._metrics.grpc_handled.labels(named, call.code).inc()
+                if ours:
+                    call.end()
 
         return guarded
 
@@ -94,6 +113,13 @@ class Guard(grpc.aio.ServerInterceptor):
             self._metrics.calls_refused.labels(refusal.code.name.lower()).inc()
             raise
         caller.current.set(known)
+
+
+def _told(context: grpc.aio.ServicerContext[Any, Any]) -> grpc.StatusCode:
+    """What the handler itself told its caller; CANCELLED if it had no time to."""
+    number: Any = context.code()  # an int, whatever was given
+    told = {code.value[0]: code for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
+    return told.get(number, grpc.StatusCode.CANCELLED)
 
 
 def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

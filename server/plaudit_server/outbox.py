@@ -23,12 +23,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar, TypeVarTuple
+from typing import NamedTuple, TypeVar, TypeVarTuple
 
 import grpc
 
+from plaudit import tracing
 from plaudit.events import TOPICS, Entry, EventLog, EventLogUnavailable, Record, RecordRefused, from_beginning
 from plaudit.events.sqlite import SqliteLog
+from plaudit.tracing import Span
 from plaudit.v1.feedback_pb2 import Durability
 from plaudit_server.metrics import ServerMetrics
 from plaudit_server.refusal import Refusal
@@ -45,7 +47,18 @@ _DRAIN_BATCH = 500
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
-_Batch = list[tuple[Record, "asyncio.Future[Durability.ValueType]"]]
+
+
+class _Handed(NamedTuple):
+    """A record that was handed in; made by `append`."""
+
+    record: Record
+    future: asyncio.Future[Durability.ValueType]
+    traceparent: str
+    """Of the call that handed it in."""
+
+
+_Batch = list[_Handed]
 
 
 async def durable(written: asyncio.Future[Durability.ValueType], what: str) -> Durability.ValueType:
@@ -81,6 +94,7 @@ class Outbox:
         self._closing = self._ended = False
         self._log_thread = ThreadPoolExecutor(1, "outbox-log")
         self._spool_thread = ThreadPoolExecutor(1, "outbox-spool")
+        metrics.outbox_limit.set(limit)
         metrics.outbox_depth.set_function(self.depth)
         metrics.outbox_age.set_function(self.age)
 
@@ -113,7 +127,7 @@ class Outbox:
         # Whoever has gone away meanwhile does not ask; what went wrong is logged where it does.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._held[future] = time.time()
-        self._pending.append((record, future))
+        self._pending.append(_Handed(record, future, tracing.traceparent()))
         self._wake.set()
         return future
 
@@ -164,21 +178,22 @@ class Outbox:
 
     async def _write(self, batch: _Batch) -> None:
         """Write one batch, or begin to: where the log takes the next one meanwhile, `_follow` sees to the answer."""
+        span = _span(batch)
         if self._spooled or self._spooling:
-            await self._spool_batch(batch)
+            await self._spool_batch(batch, span)
             return
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        beginning = self._in(self._log_thread, self._log.begin, [record for record, _ in batch])
+        beginning = self._in(self._log_thread, self._log.begin, [handed.record for handed in batch])
         begun, _ = await asyncio.wait({beginning}, timeout=_PATIENCE_SECONDS)
         if not begun:
             beginning.add_done_callback(lambda late: late.cancelled() or late.exception())
-            await self._spool_batch(batch, _NO_ANSWER)
+            await self._spool_batch(batch, span, _NO_ANSWER)
             return
-        following = asyncio.create_task(self._follow(batch, asyncio.wrap_future(beginning.result()), deadline))
+        following = asyncio.create_task(self._follow(batch, span, asyncio.wrap_future(beginning.result()), deadline))
         self._following.add(following)
         following.add_done_callback(self._following.discard)
 
-    async def _follow(self, batch: _Batch, appending: asyncio.Future[None], deadline: float) -> None:
+    async def _follow(self, batch: _Batch, span: Span, appending: asyncio.Future[None], deadline: float) -> None:
         """Acknowledge a batch when the log has taken it; if it does not soon, spool it.
 
         It may take it later, but before anything that is drained, as both go through the log's one thread.
@@ -186,31 +201,36 @@ class Outbox:
         done, _ = await asyncio.wait({appending}, timeout=max(0.0, deadline - time.monotonic()))
         appending.add_done_callback(lambda late: late.cancelled() or late.exception())
         if not done:
-            await self._spool_batch(batch, _NO_ANSWER)
+            await self._spool_batch(batch, span, _NO_ANSWER)
         elif error := appending.exception():
-            await self._spool_batch(batch, str(error))
+            await self._spool_batch(batch, span, str(error))
         else:
-            self._settle([future for _, future in batch], Durability.DURABILITY_EVENT_LOG)
+            self._settle([handed.future for handed in batch], Durability.DURABILITY_EVENT_LOG)
+            span.set({"plaudit.durability": "event log"})
+            span.end()
 
-    async def _spool_batch(self, batch: _Batch, why: str = "others wait there") -> None:
+    async def _spool_batch(self, batch: _Batch, span: Span, why: str = "others wait there") -> None:
         """Write a batch to the spool, and acknowledge it; tell its callers if that cannot be done either."""
         if not self._spooled and not self._spooling:  # said once: all that is new goes there, until it is empty
             log.warning("the event log does not take records, they go to the outbox: %s", why)
-        futures = [future for _, future in batch]
+        futures = [handed.future for handed in batch]
         self._spooling += 1
         try:
-            await self._in(self._spool_thread, self._spool.append, [record for record, _ in batch])
+            await self._in(self._spool_thread, self._spool.append, [handed.record for handed in batch])
         except EventLogUnavailable as error:
             log.error("%d records could not be written anywhere: %s", len(batch), error)
             self._settle(futures, error)
+            span.fail("EventLogUnavailable")
         else:
             if self._oldest is None:
                 self._oldest = self._held[futures[0]]
             self._spooled += len(batch)
             self._filled.set()
             self._settle(futures, Durability.DURABILITY_OUTBOX)
+            span.set({"plaudit.durability": "outbox"})
         finally:
             self._spooling -= 1
+            span.end()
 
     def _settle(
         self,
@@ -280,3 +300,15 @@ class Outbox:
         self, thread: ThreadPoolExecutor, work: Callable[[*Arguments], T], *arguments: *Arguments
     ) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(thread, work, *arguments)
+
+
+def _span(batch: _Batch) -> Span:
+    """Of one batch on its way to the log: it belongs to the calls of all its records, and so below none of them."""
+    if not any(handed.traceparent for handed in batch):
+        return tracing.NONE
+    return tracing.span(
+        "append to the event log",
+        kind="producer",
+        links=[handed.traceparent for handed in batch[: tracing.MOST_LINKS]],
+        attributes={"messaging.operation.type": "send", "messaging.batch.message_count": len(batch)},
+    )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import grpc
 
+from plaudit import logs, tracing
 from plaudit.events import POLICIES, EventLog, EventLogUnavailable, Record
 from plaudit.releases import CANARY_METRICS
 from plaudit.v1 import policy_pb2_grpc
@@ -27,11 +29,13 @@ from plaudit.v1.policy_pb2 import (
     WatchPoliciesRequest,
     WatchPoliciesResponse,
 )
-from plaudit_server import caller
+from plaudit_server import caller, calls
 from plaudit_server.follower import Follower
 from plaudit_server.refusal import Refusal, invalid
 from plaudit_server.router import Router
 from plaudit_server.validation import check_identifier
+
+log = logging.getLogger(__name__)
 
 _FOLLOW_SECONDS = 30.0
 
@@ -170,10 +174,17 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
             anew = CANARY_METRICS if state == PolicyState.POLICY_STATE_CANARY else ()
             event.metrics.update((name, v) for name, v in known.metrics.items() if not name.startswith(anew))
             event.checks.extend(known.checks)
+            tracing.current().link(known.traceparent)
+            event.traceparent = known.traceparent  # where this call is not traced
+        event.traceparent = tracing.traceparent() or event.traceparent
+        calls.current.get().policy_version = version
         event.time.GetCurrentTime()
         offset = releases.offset(version)
         try:
             await asyncio.to_thread(self._log.append, [Record(POLICIES, version, event.SerializeToString())])
+            word = PolicyState.Name(state).removeprefix("POLICY_STATE_").lower().replace("_", " ")
+            told = logs.fields(step=word, policy_version=version, actor="operator", caller=caller.current.get().name)
+            log.info("an operator says that %s is %s: %s", version, word, event.reason, extra=told)
             await self._follower.followed(version, offset, _FOLLOW_SECONDS)
         except EventLogUnavailable as error:
             raise Refusal(

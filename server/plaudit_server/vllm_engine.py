@@ -11,10 +11,12 @@ import gc
 import itertools
 import multiprocessing
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
+
+from prometheus_client import REGISTRY, Metric
 
 from plaudit.precision import cpu_wants_float32
 from plaudit_server.adapters import check_adapter, linear_shapes
@@ -96,8 +98,9 @@ class VllmEngine(Engine):
             # What check_adapter lets pass. By itself vLLM prepares the vocabulary too, which costs time in every step.
             "lora_target_modules": sorted({name.rpartition(".")[2] for name in linear_shapes(self._path)}),
             "logprobs_mode": "processed_logprobs",
+            "served_model_name": self._path.name,  # in its metrics
             "skip_tokenizer_init": True,  # tokens go in and come out; text is reply.py's
-            "disable_log_stats": True,
+            "disable_log_stats": True,  # but for metrics: see _launch
             "seed": 0,
         }
         if current_platform.is_cpu():
@@ -118,6 +121,7 @@ class VllmEngine(Engine):
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.metrics.loggers import PrometheusStatLogger
 
         args = AsyncEngineArgs(**self.arguments())
         threads: Callable[[Any], AbstractContextManager[None]] = nullcontext
@@ -131,7 +135,9 @@ class VllmEngine(Engine):
             raise EngineError("stopped while it started")
         with threads(config):
             # Not returned: frames of this thread outlive the call in tracebacks that vLLM keeps, and would keep it.
-            self._engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+            # Naming the logger turns on its metrics, and not the lines that vLLM would log beside them.
+            loggers = [PrometheusStatLogger]
+            self._engine = AsyncLLM.from_vllm_config(config, stat_loggers=loggers, disable_log_stats=True)
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Tokens, None]:
         """Sample with the adapter of the version, if it has one; closing aborts the request in vLLM."""
@@ -229,6 +235,15 @@ class VllmEngine(Engine):
     def running(self) -> int:
         """Requests that vLLM has and that have not ended."""
         return len(self._open)
+
+    def metrics(self) -> Iterable[Metric]:
+        """vLLM's own, which it keeps in prometheus_client's default registry; from 0 again when it is restarted."""
+        return filter(_bounded, REGISTRY.collect())
+
+
+def _bounded(metric: Metric) -> bool:
+    """Not the one whose labels are lists of adapters: there are more and more of them."""
+    return metric.name.startswith("vllm:") and metric.name != "vllm:lora_requests_info"
 
 
 def sampling_params(sampling: Sampling, eos_token_ids: frozenset[int]) -> Any:

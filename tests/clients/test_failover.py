@@ -48,7 +48,8 @@ async def test_a_server_is_drained_and_no_chat_and_no_vote_fails(
             while ended < after + 6:
                 await asyncio.sleep(0.01)
             going = False
-        assert len(recorded(deployment)) == ended
+        # One that was cut off may be in the log twice, under one key.
+        assert len({record.feedback_id for record in recorded(deployment)}) == ended
 
 
 async def test_a_vote_while_the_server_is_away_counts_once_when_it_is_back(

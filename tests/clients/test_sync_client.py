@@ -138,7 +138,9 @@ async def test_another_thread_ends_it(sync: Client, script: Script, leave: str) 
     script.endless = True
     reply = sync.chat("Hi")
     reading = asyncio.create_task(asyncio.to_thread(reply.read))
-    await asyncio.wait_for(script.streaming.wait(), 10)
+    async with asyncio.timeout(10):
+        while "more" not in reply.text:  # what the server has sent, the reader may not have read
+            await asyncio.sleep(0.01)
 
     def end() -> None:
         if leave == "cancel":

@@ -262,8 +262,11 @@ def test_a_store_of_an_earlier_release_gets_its_columns(tmp_path: Path) -> None:
     file = tmp_path / "experience.sqlite"
     Experience(file).close()
     with sqlite3.connect(file) as db:
-        for column in ("finished_at", "pinned"):
+        for column in ("finished_at", "pinned", "traceparent"):
             db.execute(f"ALTER TABLE interactions DROP COLUMN {column}")
+        db.execute("DROP VIEW standing")  # SQLite does not drop a column that a view shows
+        db.execute("ALTER TABLE statements DROP COLUMN traceparent")
+        db.execute("INSERT INTO statements VALUES ('old', '', 'quality', 'k', 'vote', 1, '', 6)")
         db.execute("INSERT INTO interactions VALUES ('old', 'v1', '', 'k', x'', x'00000000', x'', 0.7, 16, 1, 5)")
     db.close()
     store = Experience(file)
@@ -271,6 +274,11 @@ def test_a_store_of_an_earlier_release_gets_its_columns(tmp_path: Path) -> None:
     old, new = store.exposures("v1", 0, 10)
     assert (old.response_id, old.seconds, old.tokens) == ("old", 0.0, 1)
     assert (new.response_id, new.tokens) == ("new", 2)
+    record = feedback("new", key="k", time=9, thumb=UP)
+    record.traceparent = f"00-{'4b' * 16}-{'a1' * 8}-01"
+    store.add_feedback(record)
+    assert store.traces(["quality"], 10, 10) == ([record.traceparent], 1)
+    assert store.count_votes("quality") == 2
     store.close()
     Experience(file).close()
 

@@ -64,14 +64,16 @@ def test_a_round_tells_all_that_it_did(home: Rounds) -> None:
         seen.append((learner.stage, learner.new_votes, len(rounds[1].updates), rounds[1].HasField("ended_at")))
 
     def listen(stage: str) -> None:
-        stages.append(stage)
         said(stage)
+        stages.append((stage, told(home)[0].new_votes))
 
     home.learner._progress = look  # type: ignore[method-assign]
     home.learner._reports.stage = listen  # type: ignore[method-assign]
+    home.learner._take_in(0.0)
+    assert told(home)[0].new_votes == 60
     home.learner._round()
     home.learner._take_in(0.0)
-    assert stages == ["rewarding", "improving", "gating", "publishing"]
+    assert stages == [("rewarding", 0), ("improving", 0), ("gating", 0), ("publishing", 0)]
     assert seen == [("improving", 0, 1, False), ("improving", 0, 2, False)]
     report = told(home)[1][1]
     event = home.learner._intake.releases.event("v1")

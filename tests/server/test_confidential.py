@@ -1,4 +1,6 @@
-"""What people say, and who they are, stays out of logs and metrics; user ids leave the server as keyed hashes only."""
+"""What people say, and who they are, stays out of logs, metrics and spans; user ids leave the server as keyed hashes
+only.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,7 @@ from plaudit.permission import Permission
 from plaudit_client import AsyncClient, PlauditError, ServerError, Statement
 from plaudit_server.prompts import ChatTemplate
 from tests.fixtures_server import Deployment
+from tests.fixtures_traces import Spans
 
 USER, STRANGER = "ann-sesame@example.org", "bob-sesame@example.org"
 PROMPT, COMMENT, CONVERSATION, CURSED = "prompt-sesame", "comment-sesame", "conversation-sesame", "cursed-sesame"
@@ -36,6 +39,7 @@ async def test_logs_metrics_and_files_name_nobody_and_quote_nothing(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
+    spans: Spans,
 ) -> None:
     caplog.set_level(logging.INFO)  # as the program itself logs
     secret, wrong, port = callers.new_secret(), callers.new_secret(), free_port()
@@ -52,6 +56,7 @@ async def test_logs_metrics_and_files_name_nobody_and_quote_nothing(
     deployment.publish_endless("v1")  # its replies are long enough to be recognised
     said: list[str] = []
     options: dict[str, Any] = {"callers_file": tmp_path / "callers.json", "metrics_port": port, "outbox_limit": 8}
+    options["traces"] = True
     async with (
         deployment.running(**options) as (public, control),
         AsyncClient(public, control=control, api_key=secret) as client,
@@ -90,15 +95,19 @@ async def test_logs_metrics_and_files_name_nobody_and_quote_nothing(
 
         metrics = (await asyncio.to_thread(scrape)).decode()
     out, err = capfd.readouterr()
-    logs = "\n".join([caplog.text, out, err])
+    fields = [str(value) for record in caplog.records for value in getattr(record, "fields", {}).values()]
+    logs = "\n".join([caplog.text, out, err, *fields, *spans.words()])
     for expected in ("RuntimeError", "they go to the outbox", "served and not recorded"):
         assert expected in logs, "what went wrong is told"
+    for expected in ("StreamChat OK", "StreamFeedback OK", "EraseUser OK", "UNAUTHENTICATED", "shop", "gen_ai."):
+        assert expected in logs, "calls are told of, in lines and in spans"
     assert 'plaudit_calls_refused_total{reason="unauthenticated"} 2.0' in metrics
     secrets = [USER, STRANGER, PROMPT, COMMENT, CONVERSATION, CURSED, secret, wrong, reply.receipt, *said]
     for confidential in secrets:
         assert confidential not in logs
         assert confidential not in metrics
     assert deployment.pseudonym(USER) not in metrics
+    assert deployment.pseudonym(USER) not in logs
     files = [file for file in deployment.root.rglob("*") if file.is_file()]
     assert len(files) > 4
     for file in files:

@@ -99,5 +99,5 @@ def failures(port: int) -> float:
     """How often a version was refused, by the server's metrics."""
     with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         lines = answer.read().decode().splitlines()
-    (line,) = [line for line in lines if line.startswith("plaudit_version_failures_total ")]
-    return float(line.split()[1])
+    counts = [line for line in lines if line.startswith("plaudit_version_failures_total{")]
+    return sum(float(line.split()[1]) for line in counts)

@@ -13,6 +13,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from bench.deployment import free_range
+from plaudit_client import InvalidRequest
 from tests.fixtures_server import Deployment
 
 
@@ -46,6 +47,8 @@ async def test_metrics_are_there_from_the_start(deployment: Deployment) -> None:
         reply = client.chat("hello", max_tokens=5)
         await reply.read()
         await reply.thumbs_down()
+        with pytest.raises(InvalidRequest):
+            await client.submit_feedback("no receipt", thumb="up")
 
         def scrape() -> str:
             with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
@@ -58,6 +61,13 @@ async def test_metrics_are_there_from_the_start(deployment: Deployment) -> None:
     assert 'plaudit_version_served{policy_version="v0"} 1.0' in text
     assert "plaudit_requests_running 0.0" in text
     assert "plaudit_requests_waiting 0.0" in text
+    assert "plaudit_request_queue_time_seconds_count 1.0" in text
+    assert 'plaudit_grpc_handled_total{code="OK",method="ChatService/StreamChat"} 1.0' in text
+    assert 'plaudit_grpc_handled_total{code="OK",method="FeedbackService/SubmitFeedback"} 1.0' in text
+    assert 'plaudit_feedback_statements_total{outcome="invalid"} 1.0' in text
+    assert "plaudit_feedback_acknowledgement_seconds_count 1.0" in text
+    assert 'plaudit_build_info{engine="torch",model="tiny-model' in text
+    assert "process_resident_memory_bytes" in text
 
 
 async def test_two_servers_cannot_listen_at_one_port(deployment: Deployment) -> None:

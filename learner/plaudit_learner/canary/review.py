@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 
+from plaudit import logs, tracing
 from plaudit.events import POLICIES, EventLog, Record
 from plaudit.releases import CANARY_METRICS, Releases
 from plaudit.v1.events_pb2 import PolicyEvent
@@ -64,12 +65,7 @@ class Reviewer:
         if seen == self._seen:
             return
         self._withdraw_overtaken(intake)
-        policies = [policy for policy in map(releases.policy, releases.versions()) if policy is not None]
-        self._metrics.stands(
-            ((policy.version, _word(policy.state)) for policy in policies),
-            releases.canary,
-            releases.share(releases.canary) if releases.canary else 0.0,
-        )
+        self._metrics.stands(releases, on_trial(releases))
         if releases.canary is not None and on_trial(releases):
             self._try(releases.canary, intake)
         self._seen = seen
@@ -101,8 +97,20 @@ class Reviewer:
         if state is None:
             self._tell(event, releases, intake)
             return
-        log.info("canary %s: %s, %s", version, judgement.decision, judgement.reason)
-        self._announce(event, state, judgement.reason, intake)
+        told = logs.fields(
+            step=_word(state), policy_version=version, actor="learner", trace_id=tracing.trace_of(event.traceparent)
+        )
+        log.info("canary %s: %s, %s", version, judgement.decision, judgement.reason, extra=told)
+        with tracing.span(
+            "canary decision",
+            links=[event.traceparent],  # of the round that made it, which its events go on naming
+            attributes={
+                "plaudit.policy_version": version,
+                "plaudit.decision": judgement.decision.value,
+                "plaudit.reason": judgement.reason,
+            },
+        ):
+            self._announce(event, state, judgement.reason, intake)
         self._metrics.canary_decisions.labels(judgement.decision.value).inc()
 
     def _weigh(self, version: str, stable: str, event: PolicyEvent, share: float) -> Evidence:

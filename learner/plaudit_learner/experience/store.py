@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit.releases import IMPORTED
+from plaudit.tracing import trace_of
 from plaudit.v1.events_pb2 import Erasure, Feedback, Interaction, PolicyEvent
 from plaudit.v1.feedback_pb2 import Thumb
 from plaudit.v1.sampling_pb2 import FinishReason
@@ -47,7 +48,8 @@ CREATE TABLE IF NOT EXISTS interactions (
     finish_reason  INTEGER NOT NULL,
     at             INTEGER NOT NULL,
     finished_at    INTEGER NOT NULL DEFAULT 0,
-    pinned         INTEGER NOT NULL DEFAULT 0
+    pinned         INTEGER NOT NULL DEFAULT 0,
+    traceparent    TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE INDEX IF NOT EXISTS interactions_at ON interactions (at);
 CREATE TABLE IF NOT EXISTS statements (
@@ -59,6 +61,7 @@ CREATE TABLE IF NOT EXISTS statements (
     value       INTEGER NOT NULL,
     words       TEXT NOT NULL,
     at          INTEGER NOT NULL,
+    traceparent TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (response_id, user, aspect, feedback_id)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS positions (
@@ -78,8 +81,15 @@ CREATE VIEW IF NOT EXISTS standing AS
 """
 
 
-_LATER_COLUMNS = {"interactions": ("finished_at INTEGER NOT NULL DEFAULT 0", "pinned INTEGER NOT NULL DEFAULT 0")}
-"""Columns that stores of earlier releases lack; of what those kept, 0 says that it is not known."""
+_LATER_COLUMNS = {
+    "interactions": (
+        "finished_at INTEGER NOT NULL DEFAULT 0",
+        "pinned INTEGER NOT NULL DEFAULT 0",
+        "traceparent TEXT NOT NULL DEFAULT ''",
+    ),
+    "statements": ("traceparent TEXT NOT NULL DEFAULT ''",),
+}
+"""Columns that stores of earlier releases lack; of what those kept, 0 or nothing says that it is not known."""
 
 _INCREMENTAL = 2  # SQLite's auto_vacuum that shrinks the file when asked to
 _RATED = 10  # a rating's value is this much above its points, so that it is no thumb
@@ -196,7 +206,7 @@ class Experience:
             return
         prompt = array.array("I", record.prompt_token_ids).tobytes()
         self._db.execute(
-            "INSERT INTO interactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO interactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (
                 record.response_id,
                 record.policy_version,
@@ -211,6 +221,7 @@ class Experience:
                 record.started_at.ToMicroseconds(),
                 record.finished_at.ToMicroseconds(),
                 record.pinned,
+                _traceparent(record),
             ),
         )
 
@@ -220,9 +231,11 @@ class Experience:
             return
         slot, value, words = _slot(record)
         self._db.execute(
-            "INSERT INTO statements VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
-            " SET slot = excluded.slot, value = excluded.value, words = excluded.words, at = excluded.at"
-            " WHERE (excluded.at, excluded.slot, excluded.value, excluded.words) < (at, slot, value, words)",
+            "INSERT INTO statements VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
+            " SET slot = excluded.slot, value = excluded.value, words = excluded.words, at = excluded.at,"
+            "  traceparent = excluded.traceparent"
+            " WHERE (excluded.at, excluded.slot, excluded.value, excluded.words, excluded.traceparent)"
+            "  < (at, slot, value, words, traceparent)",
             (
                 record.response_id,
                 record.user,
@@ -232,6 +245,7 @@ class Experience:
                 value,
                 words,
                 record.submitted_at.ToMicroseconds(),
+                _traceparent(record),
             ),
         )
         if self._retention is not None:
@@ -321,6 +335,22 @@ class Experience:
             Preference(_reply(prompt, better, i), _reply(prompt, worse, w), 1.0, user, aspect, *_source(user, *more))
             for prompt, better, i, worse, w, user, *more in rows
         ]
+
+    def traces(self, aspects: Sequence[str], window: int, most: int) -> tuple[list[str], int]:
+        """The spans (traceparents) of the judgements of these aspects that stand on the last `window` replies, and of
+        those replies: the newest `most`, by when it was said, newest first; and how many there are in all.
+        """
+        rows = self._db.execute(
+            "WITH judged AS (SELECT s.at AS at, s.traceparent AS said, i.traceparent AS sampled"
+            "  FROM standing AS s JOIN interactions AS i USING (response_id)"
+            "  WHERE s.slot != 'comment' AND s.aspect IN (SELECT value FROM json_each(:aspects))"
+            "  AND i.at >= iif(i.policy_version = :foreign, :imported, :live)),"
+            " spans AS (SELECT at, said AS span FROM judged UNION ALL SELECT at, sampled FROM judged)"
+            " SELECT span, count(*) OVER () FROM spans WHERE span != '' GROUP BY span ORDER BY max(at) DESC, span"
+            " LIMIT :most",
+            {"aspects": json.dumps(list(aspects)), "most": most, **self._window(window)},
+        ).fetchall()
+        return [span for span, _ in rows], rows[0][1] if rows else 0
 
     def count_votes(self, *aspects: str) -> int:
         """Thumbs, ratings and preferences on all replies that ever came: every judgement counted once.
@@ -464,6 +494,11 @@ class Experience:
             return int(row[0]) if row else 0
 
         return {"foreign": IMPORTED, "imported": start(True), "live": start(False)}
+
+
+def _traceparent(record: Interaction | Feedback) -> str:
+    """That of the record; what is none is left out, since anybody's may stand in a log."""
+    return record.traceparent if trace_of(record.traceparent) else ""
 
 
 def _slot(record: Feedback) -> tuple[str, int, str]:

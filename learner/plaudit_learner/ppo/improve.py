@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from plaudit import tracing
 from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.ppo.critic import Critic
 from plaudit_learner.ppo.loss import (
@@ -105,11 +106,15 @@ def improve(
     saved = checkpoint is not None and checkpoint.exists()
     state = ranks.told(torch.load(checkpoint, weights_only=True) if saved else None)
     if state is None:
-        run.begin()
+        with tracing.span("reference rollouts"):
+            run.begin()
     else:
         run.restore(state)
     while run.stopped is None and len(run.done) < settings.iterations:
-        run.iterate()
+        with tracing.span("PPO update") as span:
+            run.iterate()
+            seen = run.done[-1]
+            span.set({"plaudit.update": seen.iteration, "plaudit.reward": seen.reward, "plaudit.kl": seen.kl})
         progress(run.done[-1])
         if checkpoint is not None and ranks.leads:
             _save(run.state(), checkpoint)

@@ -146,7 +146,8 @@ def from_beginning(log: EventLog, *topics: str) -> dict[tuple[str, int], int]:
 def open_log(url: str) -> EventLog:
     """The log at `url`, made, with its topics, if it is not there.
 
-    `sqlite:PATH`, or `kafka://HOST:PORT[,HOST:PORT…][?prefix=PREFIX]`; the prefix stands before the topics' names.
+    `sqlite:PATH`, or `kafka://HOST:PORT[,HOST:PORT…][?prefix=PREFIX&…]`; the prefix stands before the topics' names,
+    and the other parameters say how the brokers are reached by TLS and SASL: `kafka_security.py`.
     Raises ValueError for any other URL, EventLogUnavailable if the file cannot be opened or Kafka does not answer.
     """
     scheme, _, rest = url.partition(":")
@@ -155,10 +156,19 @@ def open_log(url: str) -> EventLog:
 
         return SqliteLog(Path(rest))
     parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    prefix = query.pop("prefix", "")
-    if scheme == "kafka" and parts.netloc and not parts.path.strip("/") and not query:
+    if scheme == "kafka" and parts.netloc and not parts.path.strip("/"):
         from plaudit.events.kafka import KafkaLog
+        from plaudit.events.kafka_security import KafkaSecurity
 
-        return KafkaLog(parts.netloc.split(","), prefix=prefix)
-    raise ValueError(f"event log {url!r}: give sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…][?prefix=PREFIX]")
+        pairs = parse_qsl(parts.query, keep_blank_values=True)
+        query = dict(pairs)
+        prefix = query.pop("prefix", "")
+        try:
+            if len(pairs) != len(dict(pairs)):
+                raise ValueError("a parameter stands twice; give each once")
+            security = KafkaSecurity.from_query(query)
+            security.options()  # a file that is missing is a mistake now; later it may only be on its way
+        except ValueError as error:
+            raise ValueError(f"event log {url!r}: {error}") from None
+        return KafkaLog(parts.netloc.split(","), prefix=prefix, security=security)
+    raise ValueError(f"event log {url!r}: give sqlite:PATH or kafka://HOST:PORT[,HOST:PORT…][?prefix=PREFIX&…]")

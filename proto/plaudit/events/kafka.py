@@ -35,6 +35,7 @@ from plaudit.events import (
     Record,
     RecordRefused,
 )
+from plaudit.events.kafka_security import KafkaSecurity
 
 with warnings.catch_warnings():  # kafka-python 3.0.12 loads its schemas by what Python 3.11 deprecates
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -82,8 +83,9 @@ class KafkaLog(EventLog):
     """The log on the Kafka cluster behind `bootstrap_servers` (`HOST:PORT`), its topics named `prefix` + name.
 
     Topics that are not there are made: `plaudit.interactions` and `plaudit.feedback` with `partitions` partitions, the
-    others with one, with the cluster's replication factor unless one is given. A call gives up when no broker has
-    answered for `timeout` seconds. Raises EventLogUnavailable, ValueError for a prefix that Kafka would refuse.
+    others with one, with the cluster's replication factor unless one is given. `security` says whether by TLS and SASL.
+    A call gives up when no broker has answered for `timeout` seconds. Raises EventLogUnavailable, ValueError for a
+    prefix that Kafka would refuse.
     """
 
     def __init__(
@@ -94,12 +96,14 @@ class KafkaLog(EventLog):
         partitions: int = 3,
         replication_factor: int = -1,
         timeout: float = 5.0,
+        security: KafkaSecurity = KafkaSecurity(),  # noqa: B008 (immutable)
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._-]{0,200}", prefix):
             raise ValueError(f"prefix {prefix!r}: up to 200 letters, digits, '.', '_' and '-'")
         self._servers = list(bootstrap_servers)
         self._prefix = prefix
         self._timeout = timeout
+        self._security = security
         self._topics = {
             prefix + topic: {
                 "num_partitions": partitions if topic in _SPREAD else 1,
@@ -221,12 +225,22 @@ class KafkaLog(EventLog):
                 if self._failures != failures:
                     # This thread has waited for another's attempt that failed; waiting for one more would add up.
                     raise self._unavailable("no broker answers")
+                options: Mapping[str, object] = {}
                 try:
-                    self._connection = _Connection(self._servers, self._topics, self._timeout)
-                except (KafkaError, RuntimeError):
+                    options = self._options()
+                    self._connection = _Connection(self._servers, self._topics, self._timeout, options)
+                except (KafkaError, RuntimeError) as error:
                     self._failures += 1
+                    if why := getattr(options.get("ssl_context"), "failure", None):
+                        raise KafkaError(f"{error}; the last TLS handshake failed: {why}") from error
                     raise
             return self._connection
+
+    def _options(self) -> Mapping[str, object]:
+        try:
+            return self._security.options()
+        except ValueError as error:  # a secret that is being renewed: the next attempt looks again
+            raise KafkaError(str(error)) from error
 
     def _drop(self, connection: _Connection) -> None:
         with self._opening:
@@ -263,7 +277,13 @@ class _ClosingSocket(KafkaNetSocket):  # type: ignore[misc, unused-ignore]
 class _Connection:
     """A producer and a consumer, made for one cluster. After a KafkaError of any method it is only to be closed."""
 
-    def __init__(self, servers: Sequence[str], topics: Mapping[str, Mapping[str, object]], timeout: float) -> None:
+    def __init__(
+        self,
+        servers: Sequence[str],
+        topics: Mapping[str, Mapping[str, object]],
+        timeout: float,
+        security: Mapping[str, object],
+    ) -> None:
         self._timeout = timeout
         self._reading = threading.Lock()  # kafka-python's producer is thread-safe, its consumer is not
         self._positions: dict[Any, int] = {}
@@ -277,6 +297,7 @@ class _Connection:
             "request_timeout_ms": milliseconds,
             "reconnect_backoff_max_ms": 1000,
             "proxy_url": f"{_ClosingSocket.SCHEMES[0]}://",
+            **security,
         }
         try:
             self._consumer, self._client = _make(
