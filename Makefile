@@ -6,24 +6,30 @@ BIN    := $(VENV)/bin
 SIZE   ?= full
 TESTS  ?= 2
 PROTOS := $(wildcard proto/plaudit/v1/*.proto)
+WEB    := $(wildcard clients/web/*.* clients/web/.npmrc clients/web/public/* clients/web/src/* clients/web/src/*/*)
+PAGE   := clients/plaudit_gateway/page/index.html
 
-.PHONY: up test lint proto proto-baseline metrics-table dashboards clean
+.PHONY: up test lint page proto proto-baseline metrics-table dashboards clean
 
 ## up: install, then run the whole loop (ARGS="--kafka --servers 2 …")
 up: $(VENV)/.run
+	@$(MAKE) --no-print-directory page || echo "going on without the web page; everything else works"
 	$(BIN)/plaudit up $(ARGS)
 
 ## test: install, then lint, types, proto checks and all tests, in two processes (TESTS=0: in one; ARGS="-k name …")
-test: lint $(VENV)/.debian $(VENV)/.node
+test: lint page $(VENV)/.debian $(VENV)/.node
 	$(BIN)/python -m pytest -n $(TESTS) --dist loadgroup $(ARGS)
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev $(VENV)/.web
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/buf breaking --against proto/baseline.binpb
+
+## page: build the web page, which plaudit-gateway serves (needs Node, or takes it from PyPI)
+page: $(PAGE)
 
 ## proto: compile proto/ (installing does so too)
 proto: $(VENV)/.dev
@@ -48,7 +54,7 @@ bench-%: $(VENV)/.dev
 	$(BIN)/python bench/$(subst -,_,$*).py --size $(SIZE) $(ARGS)
 
 clean:
-	rm -rf $(VENV) proto/plaudit/v1/*_pb2*
+	rm -rf $(VENV) proto/plaudit/v1/*_pb2* clients/plaudit_gateway/page clients/web/node_modules
 
 # One install for all programs. The marker is younger than everything that it was made from.
 $(VENV)/.run: requirements/run.txt pyproject.toml hatch_build.py $(PROTOS)
@@ -65,6 +71,13 @@ $(VENV)/.dev: $(VENV)/.run requirements/dev.txt requirements/s3.txt
 $(VENV)/.node: clients/examples/node/package-lock.json $(VENV)/.run
 	@if command -v npm > /dev/null; then npm --prefix clients/examples/node ci --silent --ignore-scripts --no-audit --no-fund && touch $@; \
 	else echo "not installed: node; the test of the example in Node is skipped"; fi
+
+$(PAGE): $(WEB) | $(VENV)/.run
+	$(BIN)/python clients/web/build.py
+
+$(VENV)/.web: $(WEB) $(wildcard clients/web/test/* clients/web/dev/*) | $(VENV)/.run
+	$(BIN)/python clients/web/build.py --check
+	touch $@
 
 $(VENV)/.debian: requirements/debian.txt $(VENV)/.run
 	@missing=; for package in $$(grep -v '^#' $<); do command -v $$package > /dev/null || missing="$$missing $$package"; done; \

@@ -136,6 +136,11 @@ def build(
         """What /v1/loop answers, now and whenever it changes; without end."""
         return await loop.events(request, caller, stopping)
 
+    @app.get("/v1/page", responses={200: {"model": page.About}})
+    async def about() -> Response:
+        """What the web page has to know of this deployment; needs no key."""
+        return JSONResponse(page.About(aspects=settings.aspects, loop=controlled).model_dump())
+
     @app.get("/healthz", responses={200: {"description": "The servers serve chats."}})
     async def healthz() -> dict[str, str]:
         """Whether a chat would be answered now."""

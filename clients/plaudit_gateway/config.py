@@ -23,6 +23,9 @@ class GatewaySettings(ProgramSettings):
     """The servers' public address, HOST:PORT; several of them with commas between."""
     control: str | None = None
     """A server's control address, HOST:PORT: for the list of versions and for the loop; without it there is neither."""
+    aspects: list[str] = Field(default=["quality", "relevance", "politeness"], min_length=1)
+    """What the web page asks votes for, with commas between: as the servers are told, the same first. The gRPC API does
+    not say it."""
     server_tls: bool = False
     """Talk TLS to the servers, whose certificates are signed by one of the CAs that gRPC trusts."""
     server_ca: Path | None = None

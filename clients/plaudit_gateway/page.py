@@ -7,6 +7,7 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, ConfigDict
 
 BUILT = Path(__file__).parent / "page"
 
@@ -20,6 +21,17 @@ _NOT_BUILT = (
     "Plaudit's web page is not built here. In a checkout of the repository: `make page` (it needs Node), then start "
     "the gateway again; wheels carry it. The API works without it: see /v1/openapi.json.\n"
 )
+
+
+class About(BaseModel):
+    """What the page cannot know otherwise."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    aspects: list[str]
+    """What replies are voted on for; a vote that names none means the first."""
+    loop: bool
+    """Whether this gateway shows the loop."""
 
 
 class _Files(StaticFiles):
