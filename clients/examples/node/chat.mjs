@@ -25,7 +25,7 @@ let receipt;
 const messages = [{ role: "ROLE_USER", content: prompt }];
 for await (const event of chat.StreamChat({ messages, sampling: { max_tokens: 64 } }, metadata)) {
   if (event.event === "started") receipt = event.started.receipt;
-  if (event.event === "delta") process.stdout.write(event.delta.text);
+  if (event.event === "delta") process.stdout.write(event.delta.text ?? ""); // empty when a character is not whole yet
 }
 
 const feedback = await client("FeedbackService");
