@@ -98,7 +98,7 @@ async def votes_decide(tmp_path: Path, tiny_model: Path, spans: Spans, taken: Co
         assert decided.state == "stable", decided.reason
         assert decided.metrics["canary_votes"] >= 16
         assert set(summary.versions) == {"v0", "v1"}
-        assert deployment.metric("plaudit_canary_decisions_total") == {("promote",): 1.0}
+        assert deployment.metric("plaudit_canary_decisions_total") == {("promote",): 1.0, ("roll back",): 0.0}
         async with asyncio.timeout(30):
             while (await client.list_policies()).serving_version != "v1":
                 await asyncio.sleep(0.1)
