@@ -107,6 +107,7 @@ async def test_every_panel_has_data_and_every_fault_its_alert(tmp_path: Path, ti
                 )
             await prometheus.until_quiet("PlauditOutboxGrowing", "PlauditOutboxNearlyFull", "PlauditLearnerStuck")
 
+            await until_serving(other)  # it was killed, and may have to be started more than once
             with stopped(server_process(deployment, 0)), stopped(server_process(deployment, 1)):
                 await prometheus.until_firing("PlauditServerDown", "PlauditNoServers")
             with stopped(deployment.process("plaudit_learner.app")):
@@ -134,6 +135,15 @@ async def until_canary(client: AsyncClient) -> None:
                 assert policy.state == "canary", policy.reason
                 break
         while "v1" not in (await client.list_policies()).loaded_versions:
+            await asyncio.sleep(0.1)
+
+
+async def until_serving(client: AsyncClient) -> None:
+    async with asyncio.timeout(120):
+        while True:
+            with suppress(PlauditError):
+                await client.list_policies()
+                return
             await asyncio.sleep(0.1)
 
 
