@@ -194,6 +194,7 @@ class Home:
                 f"--metrics-port={self._metrics_port + 1 + len(self._ports)}",
                 "--exit-with-parent",
             ]
+            command += [option for option in self._server_options if option.startswith("--aspects=")]
             self._supervisor.start(Program("gateway", command))
         await self._watch()
 
