@@ -13,12 +13,11 @@
 ARG PYTHON=3.11
 ARG DEVICE=cpu
 
-# The web page, where its source is in the tree.
+# The web page.
 FROM node:22-bookworm-slim AS page
 WORKDIR /src/clients
 COPY clients ./
-RUN mkdir -p plaudit_gateway/page \
-    && if [ -f web/package.json ]; then cd web && npm ci --ignore-scripts && npm run build; fi
+RUN cd web && npm ci --ignore-scripts && npm run build
 
 # One wheel for all programs; building it compiles the protos.
 FROM python:${PYTHON}-slim-bookworm AS wheel
