@@ -170,6 +170,32 @@ async def test_versions_run_side_by_side(ask: Asker, reference: Reference, spare
     await ask.engine.unload(spare)
 
 
+async def test_its_own_metrics_are_passed_through(ask: Asker, reference: Reference) -> None:
+    """vLLM's, with what was sampled counted in them; the torch engine has none."""
+
+    def counted() -> dict[str, float]:
+        return {
+            sample.name: sample.value
+            for metric in ask.engine.metrics()
+            for sample in metric.samples
+            if not sample.name.endswith("_bucket")
+        }
+
+    before = counted()
+    sampled = await ask.ids("hello there", reference.v1, max_tokens=5)
+    if type(ask.engine) is TorchEngine:
+        assert not before
+        return
+    name = "vllm:generation_tokens_total"
+    async with asyncio.timeout(10):  # vLLM counts a step after it has handed out its tokens
+        while counted()[name] < before[name] + len(sampled):
+            await asyncio.sleep(0.01)
+    assert {"vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"} <= counted().keys()
+    labels = [sample.labels for metric in ask.engine.metrics() for sample in metric.samples]
+    assert {label["model_name"] for label in labels if "model_name" in label} == {reference.model.name}
+    assert not any("lora" in name for label in labels for name in label), "adapters come and go: they are no labels"
+
+
 async def test_a_reply_goes_on_alone_and_in_company(ask: Asker, reference: Reference, spare: PolicyVersion) -> None:
     """vLLM on a CPU has weights of its own for a step of one version: it changes between those and others here."""
     await ask.engine.load(spare)
@@ -429,29 +455,3 @@ async def test_stopping_ends_what_runs(ask: Asker, reference: Reference) -> None
     with pytest.raises(EngineError, match="not running"):
         await ask.ids("Hello")
     await ask.engine.stop()  # twice changes nothing
-
-
-async def test_its_own_metrics_are_passed_through(ask: Asker, reference: Reference) -> None:
-    """vLLM's, with what was sampled counted in them; the torch engine has none."""
-
-    def counted() -> dict[str, float]:
-        return {
-            sample.name: sample.value
-            for metric in ask.engine.metrics()
-            for sample in metric.samples
-            if not sample.name.endswith("_bucket")
-        }
-
-    before = counted()
-    sampled = await ask.ids("hello there", reference.v1, max_tokens=5)
-    if type(ask.engine) is TorchEngine:
-        assert not before
-        return
-    name = "vllm:generation_tokens_total"
-    async with asyncio.timeout(10):  # vLLM counts a step after it has handed out its tokens
-        while counted()[name] < before[name] + len(sampled):
-            await asyncio.sleep(0.01)
-    assert {"vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"} <= counted().keys()
-    labels = [sample.labels for metric in ask.engine.metrics() for sample in metric.samples]
-    assert {label["model_name"] for label in labels if "model_name" in label} == {reference.model.name}
-    assert not any("lora" in name for label in labels for name in label), "adapters come and go: they are no labels"
