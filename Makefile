@@ -18,7 +18,7 @@ up: $(VENV)/.run
 
 ## test: install, then lint, types, proto checks and all tests, in two processes (TESTS=0: in one; ARGS="-k name …")
 test: lint page $(VENV)/.debian $(VENV)/.node
-	$(BIN)/python -m pytest -n $(TESTS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n $(TESTS) --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev $(VENV)/.web
 	$(BIN)/ruff check
