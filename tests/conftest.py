@@ -20,7 +20,7 @@ settings.register_profile("plaudit", deadline=None, suppress_health_check=[Healt
 settings.load_profile("plaudit")
 
 
-class ByFile(LoadScopeScheduling):
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
     """A file's tests share a process, and its fixtures; files with tests of vLLM all share one: two engines would fight
     for the cores that vLLM binds its threads to.
 
