@@ -42,8 +42,9 @@ async def true_approval(deployment: Deployment, prompts: list[Prompt], version: 
 async def until_metric(
     deployment: Deployment, name: str, expected: dict[tuple[str, ...], float], program: int = 0
 ) -> None:
-    """Wait until a program shows these samples: it takes in records by and by, and may have to start first."""
-    async with asyncio.timeout(60):
+    """Wait until a program shows these samples: it takes in records by and by, and may have to start first, which a
+    learner on busy cores, to all of which it gives way, does late."""
+    async with asyncio.timeout(240):
         while True:
             with suppress(OSError):
                 if deployment.metric(name, program) == expected:
