@@ -94,6 +94,13 @@ async def serves(client: AsyncClient) -> bool:
         return False
 
 
+async def until_served(client: AsyncClient, version: str) -> None:
+    """Wait until a server gives new requests `version`: it knows of one before it serves it. Raises TimeoutError."""
+    async with asyncio.timeout(60):
+        while (await client.list_policies()).serving_version != version:
+            await asyncio.sleep(0.1)
+
+
 def rounds(policies: Policies) -> int:
     """How many of the learner's rounds have ended, by what the server shows."""
     return int(max((policy.metrics.get("round", 0.0) for policy in policies.policies), default=0.0))

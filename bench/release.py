@@ -42,6 +42,7 @@ from bench.offline import SEED_TASKS, model_directory  # noqa: E402
 from bench.report import report  # noqa: E402
 from bench.rows import RESULTS, Row, Rows, digest  # noqa: E402
 from plaudit.events import FEEDBACK, INTERACTIONS, POLICIES, Record, open_log  # noqa: E402
+from plaudit.releases import word  # noqa: E402
 from plaudit.v1.events_pb2 import Feedback, Interaction, PolicyEvent  # noqa: E402
 from plaudit.v1.feedback_pb2 import Thumb  # noqa: E402
 from plaudit.v1.policy_pb2 import PolicyState  # noqa: E402
@@ -382,7 +383,7 @@ class Deployment:
         policy = releases.policy(self._version)
         assert policy is not None
         self.reason = policy.reason
-        return PolicyState.Name(policy.state).removeprefix("POLICY_STATE_").lower().replace("_", " ")
+        return word(policy.state)
 
     def __enter__(self) -> Deployment:
         return self

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -22,6 +23,28 @@ from plaudit_server.config import ServerSettings
 from plaudit_server.receipts import Receipts, signing_keys
 from plaudit_server.rpc import Addresses
 from tests.tiny_model import make_endless_adapter, make_tiny_adapter
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def serving(
+    program: Callable[[asyncio.Event, asyncio.Future[T]], Coroutine[Any, Any, None]],
+) -> AsyncIterator[T]:
+    """A program's `run` in this process, and what it says when it has started; asked to stop at the end, and its
+    failure raised."""
+    started: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    stop = asyncio.Event()
+    running = asyncio.create_task(program(stop, started))
+    waited: set[asyncio.Future[Any]] = {running, started}
+    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+    if running.done():
+        running.result()
+    try:
+        yield started.result()
+    finally:
+        stop.set()
+        await running
 
 
 @dataclass(frozen=True)
@@ -62,18 +85,8 @@ class Deployment:
     @asynccontextmanager
     async def running(self, name: str = "server-0", **overrides: Any) -> AsyncIterator[Addresses]:
         """A running server; drained and stopped at the end, and its failure raised."""
-        started: asyncio.Future[Addresses] = asyncio.get_running_loop().create_future()
-        stop = asyncio.Event()
-        running = asyncio.create_task(app.run(self.settings(name, **overrides), stop, started))
-        waited: set[asyncio.Future[Any]] = {running, started}
-        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            running.result()
-        try:
-            yield started.result()
-        finally:
-            stop.set()
-            await running
+        async with serving(partial(app.run, self.settings(name, **overrides))) as addresses:
+            yield addresses
 
     @asynccontextmanager
     async def server(self, name: str = "server-0", **overrides: Any) -> AsyncIterator[str]:

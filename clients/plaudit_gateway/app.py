@@ -60,9 +60,9 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, started: asyncio.F
     should be.
     """
     import uvicorn
-    from prometheus_client import CollectorRegistry, start_http_server
+    from prometheus_client import CollectorRegistry
 
-    from plaudit import tracing
+    from plaudit import metrics_port, tracing
     from plaudit_client import AsyncClient
     from plaudit_gateway import certificate
     from plaudit_gateway.api import build
@@ -85,13 +85,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, started: asyncio.F
     async with AsyncExitStack() as down:
         if settings.traces:
             down.enter_context(tracing.on(PROGRAM))
-        if settings.metrics_port:
-            http, thread = start_http_server(
-                settings.metrics_port, addr=settings.metrics_host, registry=metrics.registry
-            )
-            down.callback(thread.join)
-            down.callback(http.server_close)
-            down.callback(http.shutdown)
+        down.enter_context(metrics_port.serving(metrics.registry, settings.metrics_host, settings.metrics_port))
         client = await down.enter_async_context(
             AsyncClient(
                 settings.server,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import ssl
 from pathlib import Path
+
+from plaudit.certificates import load_pair
+from plaudit.file_state import file_state
 
 log = logging.getLogger(__name__)
 
@@ -24,21 +26,16 @@ def context(certificate: Path, key: Path) -> ssl.SSLContext:
 def load(made: ssl.SSLContext, certificate: Path, key: Path) -> None:
     """Show this certificate from now on. Raises as `context`; what was shown before then stands."""
     trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # half a pair that does not fit would stay in `made`
-    try:
-        trial.load_cert_chain(certificate, key, password=_no_password)
-    except ssl.SSLError as error:
-        raise ValueError(
-            f"{certificate} and {key} must be a certificate chain and its unencrypted key, as PEM ({error.reason})"
-        ) from None
-    made.load_cert_chain(certificate, key, password=_no_password)
+    load_pair(trial, certificate, key)
+    load_pair(made, certificate, key)
 
 
 async def renew(made: ssl.SSLContext, certificate: Path, key: Path) -> None:
     """Load the files again whenever they change, without end; a slip is logged, and shuts nobody out."""
-    seen = _look(certificate, key)
+    seen = file_state(certificate), file_state(key)
     while True:
         await asyncio.sleep(_LOOK_SECONDS)
-        now = _look(certificate, key)
+        now = file_state(certificate), file_state(key)
         if now == seen:
             continue
         seen = now
@@ -48,20 +45,3 @@ async def renew(made: ssl.SSLContext, certificate: Path, key: Path) -> None:
             log.error("TLS certificates cannot be read, what they said before stands: %s", error)
         else:
             log.info("TLS certificates were read again")
-
-
-def _look(*files: Path) -> list[tuple[int, int, int] | None]:
-    return [_state(file) for file in files]
-
-
-def _state(file: Path) -> tuple[int, int, int] | None:
-    try:
-        state = os.stat(file)
-    except OSError:
-        return None
-    return state.st_ino, state.st_mtime_ns, state.st_size
-
-
-def _no_password() -> str:
-    """Instead of asking the terminal."""
-    return ""

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from plaudit.addresses import is_loopback
-from plaudit.settings import ProgramSettings
+from plaudit.settings import ASPECTS, ProgramSettings
 
 _ADDRESS = re.compile(r"\S+:\d{1,5}")
 
@@ -23,7 +23,7 @@ class GatewaySettings(ProgramSettings):
     """The servers' public address, HOST:PORT; several of them with commas between."""
     control: str | None = None
     """A server's control address, HOST:PORT: for the list of versions and for the loop; without it there is neither."""
-    aspects: list[str] = Field(default=["quality", "relevance", "politeness"], min_length=1)
+    aspects: list[str] = Field(default=[*ASPECTS], min_length=1)
     """What the web page asks votes for, with commas between: as the servers are told, the same first. The gRPC API does
     not say it."""
     server_tls: bool = False

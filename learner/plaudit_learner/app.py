@@ -8,7 +8,7 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NoReturn
 
-from plaudit import base_model, tracing
+from plaudit import base_model, metrics_port, tracing
 from plaudit.lifecycle import Occupied, log_to_stderr, on_stop, only_one
 from plaudit.settings import parse
 from plaudit_learner.config import LearnerSettings
@@ -60,7 +60,7 @@ def run(settings: LearnerSettings, ranks: Ranks) -> None:
     """Learn until something is raised. Raises what main() lists when it cannot start."""
     if not ranks.leads:
         _follow(settings, ranks)
-    from prometheus_client import CollectorRegistry, start_http_server
+    from prometheus_client import CollectorRegistry
 
     from plaudit.events import open_log
     from plaudit_learner.experience.store import Experience
@@ -73,13 +73,7 @@ def run(settings: LearnerSettings, ranks: Ranks) -> None:
         down.enter_context(only_one(settings.state_dir))
         if settings.traces:
             down.enter_context(tracing.on(PROGRAM))
-        if settings.metrics_port:
-            http, thread = start_http_server(
-                settings.metrics_port, addr=settings.metrics_host, registry=metrics.registry
-            )
-            down.callback(thread.join)
-            down.callback(http.server_close)
-            down.callback(http.shutdown)
+        down.enter_context(metrics_port.serving(metrics.registry, settings.metrics_host, settings.metrics_port))
         model = base_model.resolve(settings.model, settings.model_cache.expanduser())
         event_log = down.enter_context(open_log(settings.event_log))
         store = Experience(settings.state_dir / "experience.sqlite", keep=settings.window)

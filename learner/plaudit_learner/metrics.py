@@ -13,8 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram
 
 import plaudit
 from plaudit.events import ERASURES, FEEDBACK, INTERACTIONS
-from plaudit.releases import Releases, number
-from plaudit.v1.policy_pb2 import PolicyState
+from plaudit.releases import Releases, label, number
 from plaudit.wilson import wilson
 from plaudit_learner.experience.store import Tally
 
@@ -268,7 +267,7 @@ class LearnerMetrics:
         for version in self._shown(releases.versions()):
             policy, event = releases.policy(version), releases.event(version)
             if policy is not None:
-                state = PolicyState.Name(policy.state).removeprefix("POLICY_STATE_").lower()
+                state = label(policy.state)
                 self.policy_state.labels(version, state).set(1)
             if event is not None and event.parent:
                 self.policy_info.labels(version, event.parent).set(1)

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 from google.protobuf.message import DecodeError
 
 from plaudit import logs, tracing
-from plaudit.releases import Releases, number
+from plaudit.releases import Releases, label, number
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.loop_pb2 import Approval, LearnerReport, PpoUpdate, RewardModelHead, RoundReport
-from plaudit.v1.policy_pb2 import PolicyState
 from plaudit.wilson import wilson
 from plaudit_learner.metrics import LearnerMetrics
 from plaudit_learner.progress import PAUSE_SECONDS, ProgressSender
@@ -164,7 +163,7 @@ class Reports:
 
     def round_published(self, event: PolicyEvent) -> None:
         """Say which version came of the round."""
-        outcome = PolicyState.Name(event.state).removeprefix("POLICY_STATE_").lower()
+        outcome = label(event.state)
         began = 0 if self._round is None else self._round.started_at.ToMicroseconds()
         self._metrics.round_ended(outcome, (event.time.ToMicroseconds() - began) / 1e6 if began else 0.0)
         tracing.current().set({"plaudit.policy_version": event.version, "plaudit.outcome": outcome})

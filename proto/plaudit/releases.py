@@ -191,9 +191,15 @@ class Releases:
         if state in _STEPS[current]:
             return None
         policy = self.policy(version)
-        here = "new" if policy is None else _word(policy.state)  # retired, too
-        return f"{version} is {here}, and what is {here} cannot become {_word(state)}"
+        here = "new" if policy is None else word(policy.state)  # retired, too
+        return f"{version} is {here}, and what is {here} cannot become {word(state)}"
 
 
-def _word(state: PolicyState.ValueType) -> str:
-    return PolicyState.Name(state).removeprefix("POLICY_STATE_").lower().replace("_", " ")
+def label(state: PolicyState.ValueType) -> str:
+    """Its name in labels and fields: "stable", "rolled_back"."""
+    return PolicyState.Name(state).removeprefix("POLICY_STATE_").lower()
+
+
+def word(state: PolicyState.ValueType) -> str:
+    """Its name for people: "stable", "rolled back"."""
+    return label(state).replace("_", " ")

@@ -16,6 +16,9 @@ from pydantic_settings.exceptions import SettingsError
 
 from plaudit import logs, tracing
 
+ASPECTS = ("quality", "relevance", "politeness")
+"""What of a reply can be voted on, unless a deployment says otherwise; the first is meant where none is named."""
+
 
 class Settings(BaseSettings):
     """Base of every program's settings: `--some-flag` and PLAUDIT_SOME_FLAG name the field some_flag."""

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plaudit import base_model, logs, tracing
+from plaudit import base_model, logs, metrics_port, tracing
 from plaudit.lifecycle import Occupied, log_to_stderr, on_stop, only_one
 from plaudit.settings import parse
 from plaudit_server.config import ServerSettings
@@ -72,7 +72,7 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
 
     Raises what main() lists when it cannot start, and what any of its tasks fails with.
     """
-    from prometheus_client import CollectorRegistry, start_http_server
+    from prometheus_client import CollectorRegistry
 
     from plaudit import secret_file
     from plaudit.artifacts import PolicyStore
@@ -107,13 +107,7 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
 
     async with AsyncExitStack() as down:
         down.enter_context(only_one(settings.state_dir))
-        if settings.metrics_port:
-            http, thread = start_http_server(
-                settings.metrics_port, addr=settings.metrics_host, registry=metrics.registry
-            )
-            down.callback(thread.join)
-            down.callback(http.server_close)
-            down.callback(http.shutdown)
+        down.enter_context(metrics_port.serving(metrics.registry, settings.metrics_host, settings.metrics_port))
         event_log = await asyncio.to_thread(open_log, settings.event_log)
         down.callback(event_log.close)
         watched = await asyncio.to_thread(open_log, settings.event_log)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from plaudit.addresses import is_loopback
 from plaudit.base_model import PACKAGED
-from plaudit.settings import ProgramSettings
+from plaudit.settings import ASPECTS, ProgramSettings
 
 
 class ServerSettings(ProgramSettings):
@@ -60,7 +60,7 @@ class ServerSettings(ProgramSettings):
     the last by name signs, the others are accepted. Taken up within a second when it changes."""
     receipt_lifetime: float = Field(default=30 * 86400.0, gt=0)
     """Seconds during which a reply may be voted on."""
-    aspects: list[str] = Field(default=["quality", "relevance", "politeness"], min_length=1)
+    aspects: list[str] = Field(default=[*ASPECTS], min_length=1)
     """What of a reply may be voted on; the first is meant when none is named."""
     max_context: int = Field(default=2048, ge=16)
     """Tokens of prompt and reply together."""

@@ -11,10 +11,9 @@ import grpc
 from plaudit.v1 import loop_pb2_grpc
 from plaudit.v1.loop_pb2 import GetLoopRequest, GetLoopResponse, Loop, WatchLoopRequest, WatchLoopResponse
 from plaudit_server.picture import Picture
-from plaudit_server.refusal import Refusal
+from plaudit_server.watchers import Watchers, stopping
 
 _PAUSE_SECONDS = 1.0
-_COME_BACK_SECONDS = 30.0
 
 
 class LoopService(loop_pb2_grpc.LoopServiceServicer):
@@ -22,8 +21,7 @@ class LoopService(loop_pb2_grpc.LoopServiceServicer):
 
     def __init__(self, picture: Picture, max_watchers: int) -> None:
         self._picture = picture
-        self._max_watchers = max_watchers
-        self._watchers = 0
+        self._watchers = Watchers(max_watchers, instead="GetLoop")
         self._stopping = asyncio.Event()
 
     async def GetLoop(self, request: GetLoopRequest, context: grpc.aio.ServicerContext[Any, Any]) -> GetLoopResponse:
@@ -34,17 +32,8 @@ class LoopService(loop_pb2_grpc.LoopServiceServicer):
         self, request: WatchLoopRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
         """See loop.proto."""
-        if self._watchers >= self._max_watchers:
-            raise Refusal(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{self._watchers} watch already, the most that this server takes; look with GetLoop instead",
-                retry_after=_COME_BACK_SECONDS,
-            )
-        self._watchers += 1
-        try:
+        with self._watchers.one_more():
             await self._watch(context)
-        finally:
-            self._watchers -= 1
 
     async def _watch(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         shown: Loop | None = None
@@ -57,7 +46,7 @@ class LoopService(loop_pb2_grpc.LoopServiceServicer):
                     await asyncio.wait_for(self._stopping.wait(), _PAUSE_SECONDS)
             else:
                 await self._picture.changed(shown)
-        raise Refusal(grpc.StatusCode.UNAVAILABLE, "this server is stopping; please watch another", retry_after=1.0)
+        raise stopping()
 
     async def stop(self) -> None:
         """End the watches."""

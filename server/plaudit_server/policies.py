@@ -10,7 +10,7 @@ import grpc
 
 from plaudit import logs, tracing
 from plaudit.events import POLICIES, EventLog, EventLogUnavailable, Record
-from plaudit.releases import CANARY_METRICS
+from plaudit.releases import CANARY_METRICS, word
 from plaudit.v1 import policy_pb2_grpc
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import (
@@ -34,6 +34,7 @@ from plaudit_server.follower import Follower
 from plaudit_server.refusal import Refusal, invalid
 from plaudit_server.router import Router
 from plaudit_server.validation import check_identifier
+from plaudit_server.watchers import Watchers, stopping
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,7 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         self._log = event_log
         self._follower = follower
         self._router = router
-        self._max_watchers = max_watchers
-        self._watchers = 0
+        self._watchers = Watchers(max_watchers, instead="ListPolicies")
         self._stopping = False
 
     async def ListPolicies(
@@ -110,17 +110,8 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         self, request: WatchPoliciesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
         """See policy.proto."""
-        if self._watchers >= self._max_watchers:
-            raise Refusal(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{self._watchers} watch already, the most that this server takes; look with ListPolicies instead",
-                retry_after=_FOLLOW_SECONDS,
-            )
-        self._watchers += 1
-        try:
+        with self._watchers.one_more():
             await self._watch(context)
-        finally:
-            self._watchers -= 1
 
     async def _watch(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         shown: dict[str, Policy] = {}
@@ -132,7 +123,7 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
                     shown[version] = policy
                     await context.write(WatchPoliciesResponse(policy=policy))
             await self._follower.moved()
-        raise Refusal(grpc.StatusCode.UNAVAILABLE, "this server is stopping; please watch another", retry_after=1.0)
+        raise stopping()
 
     async def stop(self) -> None:
         """End the watches."""
@@ -182,9 +173,9 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         offset = releases.offset(version)
         try:
             await asyncio.to_thread(self._log.append, [Record(POLICIES, version, event.SerializeToString())])
-            word = PolicyState.Name(state).removeprefix("POLICY_STATE_").lower().replace("_", " ")
-            told = logs.fields(step=word, policy_version=version, actor="operator", caller=caller.current.get().name)
-            log.info("an operator says that %s is %s: %s", version, word, event.reason, extra=told)
+            stands = word(state)
+            told = logs.fields(step=stands, policy_version=version, actor="operator", caller=caller.current.get().name)
+            log.info("an operator says that %s is %s: %s", version, stands, event.reason, extra=told)
             await self._follower.followed(version, offset, _FOLLOW_SECONDS)
         except EventLogUnavailable as error:
             raise Refusal(

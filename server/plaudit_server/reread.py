@@ -10,12 +10,12 @@ So keys and certificates are renewed without a restart, and a slip of an editor 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from plaudit.file_state import FileState, file_state
 from plaudit_server.metrics import ServerMetrics
 
 log = logging.getLogger(__name__)
@@ -60,17 +60,9 @@ class Reread(Generic[T]):
         else:
             log.info("%s were read again", self._what)
 
-    def _look(self) -> list[tuple[str, int, int, int] | None]:
+    def _look(self) -> list[FileState]:
         """What tells one state of the files from another."""
         files: list[Path] = []
         for path in self._paths:
             files += sorted(path.iterdir()) if path.is_dir() else [path]
-        return [_state(file) for file in files]
-
-
-def _state(file: Path) -> tuple[str, int, int, int] | None:
-    try:
-        state = os.stat(file)
-    except OSError:
-        return None
-    return file.name, state.st_ino, state.st_mtime_ns, state.st_size
+        return [file_state(file) for file in files]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 
+from plaudit.certificates import load_pair
 from plaudit_server.config import ServerSettings
 from plaudit_server.metrics import ServerMetrics
 from plaudit_server.reread import Reread
@@ -42,12 +43,7 @@ def credentials(settings: ServerSettings, metrics: ServerMetrics) -> grpc.Server
 def _read(certificate: Path, key: Path, client_ca: Path | None) -> grpc.ServerCertificateConfiguration:
     # gRPC would say nothing of a key that does not fit, but to its own log; Python's ssl raises.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(certificate, key, password=_no_password)
-    except ssl.SSLError as error:
-        raise ValueError(
-            f"{certificate} and {key} must be a certificate chain and its unencrypted key, as PEM ({error.reason})"
-        ) from None
+    load_pair(context, certificate, key)
     trusted = None
     if client_ca is not None:
         try:
@@ -57,8 +53,3 @@ def _read(certificate: Path, key: Path, client_ca: Path | None) -> grpc.ServerCe
         trusted = client_ca.read_bytes()
     pair = (key.read_bytes(), certificate.read_bytes())
     return grpc.ssl_server_certificate_configuration([pair], root_certificates=trusted)
-
-
-def _no_password() -> str:
-    """Instead of asking the terminal."""
-    return ""

@@ -9,7 +9,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.trace import Span as OtelSpan
 
-from bench.deployment import running
+from bench.deployment import running, until_served
 from plaudit_cli import personas
 from plaudit_cli.prompts import user
 from plaudit_cli.simulation import Simulation, run
@@ -99,8 +99,6 @@ async def votes_decide(tmp_path: Path, tiny_model: Path, spans: Spans, taken: Co
         assert decided.metrics["canary_votes"] >= 16
         assert set(summary.versions) == {"v0", "v1"}
         assert deployment.metric("plaudit_canary_decisions_total") == {("promote",): 1.0, ("roll back",): 0.0}
-        async with asyncio.timeout(30):
-            while (await client.list_policies()).serving_version != "v1":
-                await asyncio.sleep(0.1)
+        await until_served(client, "v1")
         await until_traced(taken, voting)
     assert "on trial" in (tmp_path / "up.log").read_text()

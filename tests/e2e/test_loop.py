@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bench.deployment import Deployment, running, serves, until_round
+from bench.deployment import Deployment, running, serves, until_round, until_served
 from plaudit_cli import personas
 from plaudit_cli.prompts import Prompt, split, user
 from plaudit_cli.simulation import Simulation, approval, run
@@ -89,9 +89,7 @@ async def test_votes_become_a_better_version_on_all_servers(tmp_path: Path, tiny
 
         # The version that servers report is the one that was announced, and the one that answers.
         for index, each in enumerate(deployment.clients):
-            async with asyncio.timeout(30):
-                while (await each.list_policies()).serving_version != "v1":
-                    await asyncio.sleep(0.1)
+            await until_served(each, "v1")
             reply = each.chat("hello", max_tokens=4)
             await reply.read()
             assert reply.policy_version == "v1"
@@ -120,9 +118,7 @@ async def test_killed_programs_come_back_and_nothing_is_lost(tmp_path: Path, tin
         deployment.process("plaudit_learner.app").kill()  # in the middle of its round
         policies = await until_round(client, 1, 300)
         assert [policy.version for policy in policies.policies] == ["v0", "v1"], "the round was done once"
-        async with asyncio.timeout(60):  # a server knows of a version before it serves it
-            while (await client.list_policies()).serving_version != "v1":
-                await asyncio.sleep(0.1)
+        await until_served(client, "v1")
 
         deployment.process("plaudit_server.app").kill()
         async with asyncio.timeout(60):

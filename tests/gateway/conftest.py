@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -20,7 +21,7 @@ from plaudit.broker import free_port
 from plaudit_gateway import app
 from plaudit_gateway.config import GatewaySettings
 from plaudit_server.rpc import Addresses
-from tests.fixtures_server import Deployment
+from tests.fixtures_server import Deployment, serving
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,8 @@ class Gateway:
 async def gateway(addresses: Addresses, **settings: Any) -> AsyncIterator[str]:
     """A gateway before a server; its URL."""
     values: dict[str, Any] = {"listen": "127.0.0.1:0", "server": addresses.public, "control": addresses.control}
-    started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    stop = asyncio.Event()
-    running = asyncio.create_task(app.run(GatewaySettings(**{**values, **settings}), stop, started))
-    waited: set[asyncio.Future[Any]] = {running, started}
-    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-    if running.done():
-        running.result()
-    try:
-        yield started.result()
-    finally:
-        stop.set()
-        await running
+    async with serving(partial(app.run, GatewaySettings(**{**values, **settings}))) as url:
+        yield url
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import math
 
 from plaudit import logs, tracing
 from plaudit.events import POLICIES, EventLog, Record
-from plaudit.releases import CANARY_METRICS, Releases
+from plaudit.releases import CANARY_METRICS, Releases, label
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_learner.canary.evidence import Evidence, weigh
@@ -98,7 +98,7 @@ class Reviewer:
             self._tell(event, releases, intake)
             return
         told = logs.fields(
-            step=_word(state), policy_version=version, actor="learner", trace_id=tracing.trace_of(event.traceparent)
+            step=label(state), policy_version=version, actor="learner", trace_id=tracing.trace_of(event.traceparent)
         )
         log.info("canary %s: %s, %s", version, judgement.decision, judgement.reason, extra=told)
         with tracing.span(
@@ -168,7 +168,3 @@ def _tally(evidence: Evidence) -> dict[str, float]:
             f"{side}seconds": arm.seconds,
         }
     return figures
-
-
-def _word(state: PolicyState.ValueType) -> str:
-    return PolicyState.Name(state).removeprefix("POLICY_STATE_").lower()

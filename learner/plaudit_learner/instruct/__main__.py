@@ -151,12 +151,11 @@ def _work(settings: InstructSettings, prepared: Prepared, report: DataReport, mo
 
 def _standing(version: str, releases: Releases) -> str:
     """Where a version stands, in words."""
-    from plaudit.v1.policy_pb2 import PolicyState
+    from plaudit.releases import word
 
     policy = releases.policy(version)
     assert policy is not None
-    state = PolicyState.Name(policy.state).removeprefix("POLICY_STATE_").lower().replace("_", " ")
-    return f"{version} is {state}: {policy.reason}"
+    return f"{version} is {word(policy.state)}: {policy.reason}"
 
 
 def _status(version: str, releases: Releases) -> int:
