@@ -228,8 +228,9 @@ class OpenAi(Side):
 
     def __init__(self, arguments: Mapping[str, Any], log: Path) -> None:
         port = free_port()
-        options = [f"--port={port}", "--host=127.0.0.1", "--served-model-name=it", "--disable-uvicorn-access-log"]
-        for name, value in {**arguments, "skip_tokenizer_init": False}.items():  # it is sent text
+        options = [f"--port={port}", "--host=127.0.0.1", "--disable-uvicorn-access-log"]
+        # It is sent text, and known to the caller by a name of its own.
+        for name, value in {**arguments, "skip_tokenizer_init": False, "served_model_name": "it"}.items():
             flag = f"--{name.replace('_', '-')}"
             if value is not False:
                 options.append(flag if value is True else f"{flag}={value}")

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from plaudit import logs, tracing
 from plaudit.artifacts import ArtifactError, PolicyStore
-from plaudit.events import POLICIES, EventLog, EventLogUnavailable, from_beginning
+from plaudit.events import POLICIES, EventLog, EventLogUnavailable
+from plaudit.events.tail import Tail
 from plaudit.releases import BASE, Releases
 from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_server.engine import Engine, EngineError, PolicyVersion
@@ -30,7 +31,7 @@ from plaudit_server.router import Router
 
 log = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.5
+_LOOK_SECONDS = 1.0  # between two looks at what the log says nothing of: streams that ended, loads that failed
 _RETRY_SECONDS = 2.0
 
 
@@ -65,7 +66,7 @@ class Follower:
         """Set once everything announced so far was read and the stable version (or an older one) is served."""
         self.failures: dict[str, str] = {}
         """Why a version could not be served here, in words."""
-        self._log = event_log
+        self._tail = Tail(event_log, POLICIES)
         self._store = store
         self._engine = engine
         self._router = router
@@ -75,8 +76,6 @@ class Follower:
         self._max_versions = max_versions
         self._retry_at: dict[str, float] = {}
         self._moved = asyncio.Condition()
-        self._positions: dict[tuple[str, int], int] = {}
-        self._identity = ""  # of the log that the positions are in
         self._followed = 0  # the offset up to which everything was not only read but acted upon
         metrics.serve(router.serving.name)
 
@@ -84,17 +83,19 @@ class Follower:
         """Follow until cancelled."""
         while True:
             try:
-                await self._check_log()
-                entries = await asyncio.to_thread(
-                    self._log.read, self._positions, timeout=_POLL_SECONDS if self.caught_up.is_set() else 0.0
-                )
+                patience = _LOOK_SECONDS if self.caught_up.is_set() else 0.0
+                anew, entries = await asyncio.to_thread(self._tail.read, patience)
             except EventLogUnavailable as error:
                 self._metrics.event_log_failures.inc()
                 log.warning("policies cannot be read, %s goes on being served: %s", self._router.serving.name, error)
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
+            if anew:
+                # A new log knows no versions until the learner has announced them again: until then what is served
+                # stays.
+                self.releases = Releases()
+                self._followed = 0
             for entry in entries:
-                self._positions[entry.topic, entry.partition] = entry.offset + 1
                 try:
                     self.releases.read(entry.value, entry.offset)
                 except ValueError as error:
@@ -104,18 +105,8 @@ class Follower:
             await self._converge()
             self.caught_up.set()
             async with self._moved:
-                self._followed = max(self._positions.values())
+                self._followed = self._tail.offset
                 self._moved.notify_all()
-
-    async def _check_log(self) -> None:
-        """Is it still the same log? It may have been replaced in any thread's call, and positions belong to one log."""
-        identity = await asyncio.to_thread(lambda: self._log.identity)
-        if identity != self._identity:
-            self._positions = from_beginning(self._log, POLICIES)
-            self._identity = identity
-            # A new log knows no versions until the learner has announced them again: until then what is served stays.
-            self.releases = Releases()
-            self._followed = 0
 
     async def followed(self, version: str, offset_known: int, seconds: float) -> None:
         """Wait until an event of `version` newer than offset `offset_known` was followed here, or `seconds` passed.

@@ -14,13 +14,14 @@ from collections import deque
 
 from google.protobuf.message import DecodeError
 
-from plaudit.events import POLICIES, PROGRESS, Entry, EventLog, EventLogUnavailable, from_beginning
+from plaudit.events import POLICIES, PROGRESS, Entry, EventLog, EventLogUnavailable
+from plaudit.events.tail import Tail
 from plaudit.v1.events_pb2 import PolicyEvent, Progress
 from plaudit.v1.loop_pb2 import LearnerReport, Loop, ReleaseStep, RoundReport
 
 log = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.5
+_WAIT_SECONDS = 10.0  # for news, which end it at once; and so does the end of the log
 _RETRY_SECONDS = 2.0
 _SCHEMA_VERSION = 1
 _MOST_ROUNDS = 100
@@ -62,18 +63,12 @@ class Picture:
             self._changed.notify_all()
 
     async def _follow(self) -> None:
-        positions: dict[tuple[str, int], int] = {}
-        known = ""
+        tail = Tail(self._log, POLICIES, PROGRESS)
         while True:
-            # It may have been replaced in any call, and positions belong to one log; so does the picture.
-            identity = await asyncio.to_thread(lambda: self._log.identity)
-            if identity != known:
-                positions = await asyncio.to_thread(from_beginning, self._log, POLICIES, PROGRESS)
-                known = identity
+            anew, entries = await asyncio.to_thread(tail.read, _WAIT_SECONDS)
+            if anew:
                 self._forget()
-            entries = await asyncio.to_thread(self._log.read, positions, timeout=_POLL_SECONDS)
             for entry in entries:
-                positions[entry.topic, entry.partition] = entry.offset + 1
                 try:
                     self._take(entry)
                 except DecodeError as error:

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prometheus_client import REGISTRY, Metric
+from prometheus_client import Metric
 
 from plaudit.precision import cpu_wants_float32
 from plaudit_server.adapters import check_adapter, linear_shapes
@@ -121,7 +121,8 @@ class VllmEngine(Engine):
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
-        from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+        from plaudit_server.vllm_metrics import DeferredStatLogger
 
         args = AsyncEngineArgs(**self.arguments())
         threads: Callable[[Any], AbstractContextManager[None]] = nullcontext
@@ -136,7 +137,7 @@ class VllmEngine(Engine):
         with threads(config):
             # Not returned: frames of this thread outlive the call in tracebacks that vLLM keeps, and would keep it.
             # Naming the logger turns on its metrics, and not the lines that vLLM would log beside them.
-            loggers = [PrometheusStatLogger]
+            loggers = [DeferredStatLogger]
             self._engine = AsyncLLM.from_vllm_config(config, stat_loggers=loggers, disable_log_stats=True)
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Tokens, None]:
@@ -237,13 +238,12 @@ class VllmEngine(Engine):
         return len(self._open)
 
     def metrics(self) -> Iterable[Metric]:
-        """vLLM's own, which it keeps in prometheus_client's default registry; from 0 again when it is restarted."""
-        return filter(_bounded, REGISTRY.collect())
+        """vLLM's own."""
+        if self._engine is None:
+            return ()
+        from plaudit_server import vllm_metrics
 
-
-def _bounded(metric: Metric) -> bool:
-    """Not the one whose labels are lists of adapters: there are more and more of them."""
-    return metric.name.startswith("vllm:") and metric.name != "vllm:lora_requests_info"
+        return vllm_metrics.collected(self._engine)
 
 
 def sampling_params(sampling: Sampling, eos_token_ids: frozenset[int]) -> Any:

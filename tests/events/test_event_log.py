@@ -31,6 +31,7 @@ from plaudit.events import (
     from_beginning,
     open_log,
 )
+from plaudit.events.tail import Tail
 
 Open: TypeAlias = Callable[[], EventLog]
 
@@ -90,6 +91,25 @@ def test_what_is_begun_is_there_in_its_order_when_it_is_done(log: EventLog) -> N
     log.close()
     with pytest.raises(EventLogUnavailable):
         log.begin([Record(FEEDBACK, "key", b"late")]).result(timeout=20)
+
+
+def test_a_tail_reads_each_entry_once_and_only_of_its_topics(log: EventLog, open_again: Open) -> None:
+    tail = Tail(log, FEEDBACK, POLICIES)
+    log.append([Record(FEEDBACK, "key", b"0"), Record(INTERACTIONS, "key", b"other"), Record(POLICIES, "key", b"1")])
+    said: list[bytes] = []
+    fresh = []
+    while len(said) < 2:
+        anew, entries = tail.read(10)
+        fresh.append(anew)
+        said += [entry.value for entry in entries]
+    assert sorted(said) == [b"0", b"1"]
+    assert fresh == [True] + [False] * (len(fresh) - 1), "only the first call begins"
+    open_again().append([Record(FEEDBACK, "key", b"2")])
+    assert [entry.value for entry in tail.read(10)[1]] == [b"2"]
+    assert tail.offset == 2
+    log.close()
+    with pytest.raises(EventLogUnavailable):
+        tail.read(0)
 
 
 def test_what_is_appended_is_read(log: EventLog) -> None:

@@ -22,6 +22,7 @@ from plaudit.events import (
     open_log,
 )
 from plaudit.events.kafka import KafkaLog
+from plaudit.events.tail import Tail
 
 pytestmark = pytest.mark.kafka
 
@@ -144,6 +145,27 @@ def test_a_replaced_log_is_another_log(broker: EmbeddedBroker, first: str) -> No
                 log.read({**positions, (FEEDBACK, entry.partition): entry.offset + 1}, timeout=10)
         assert log.identity != identity
         assert log.read(positions, timeout=10)[0].value == b"new 0"
+
+
+def test_a_tail_begins_again_in_a_replaced_log(broker: EmbeddedBroker) -> None:
+    with KafkaLog([broker.address], timeout=TIMEOUT) as log:
+        log.append([Record(FEEDBACK, "key", b"old")])
+        tail = Tail(log, FEEDBACK)
+        assert [entry.value for entry in tail.read(10)[1]] == [b"old"]
+        broker.stop()
+        broker.start()
+        with KafkaLog([broker.address], timeout=TIMEOUT) as other:
+            other.append([Record(FEEDBACK, "key", b"new 0"), Record(FEEDBACK, "key", b"new 1")])
+        fresh, said = False, []
+        while len(said) < 2:
+            try:
+                anew, entries = tail.read(10)
+            except EventLogUnavailable:  # it says so once or twice before it goes on
+                continue
+            fresh |= anew
+            said += [entry.value for entry in entries]
+        assert fresh
+        assert said == [b"new 0", b"new 1"]
 
 
 def test_closing_is_bounded_while_the_broker_is_away(broker: EmbeddedBroker) -> None:
