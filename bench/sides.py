@@ -34,6 +34,7 @@ from plaudit.v1.chat_pb2 import Message, Role, StreamChatRequest
 from plaudit.v1.chat_pb2_grpc import ChatServiceStub
 from plaudit.v1.sampling_pb2 import SamplingParameters
 from plaudit_client import AsyncClient, PlauditError
+from plaudit_client.channel import OPTIONS
 from plaudit_server.app import make_engine
 from plaudit_server.config import ServerSettings
 from plaudit_server.vllm_engine import VllmEngine
@@ -185,15 +186,15 @@ class Plaudit(Side):
         super().__init__("Plaudit", [sys.executable, "-m", "plaudit_server.app", *options], log)
         self.settings = settings
         self._address = settings.listen
-        self._channel: grpc.aio.Channel | None = None
-        self._client: AsyncClient | None = None
+        self._channels: list[grpc.aio.Channel] = []
+        self._idle: list[Any] = []  # stubs
         self.unrecorded = False
         """Whether replies are asked for that are kept out of the event log."""
 
     async def __aexit__(self, *_: object) -> None:
         self.go_on()
-        if self._channel is not None:
-            await self._channel.close()
+        for channel in self._channels:
+            await channel.close()
         await super().__aexit__()
 
     async def _serves(self) -> bool:
@@ -203,34 +204,42 @@ class Plaudit(Side):
                     return False
         except PlauditError:
             return False
-        self._channel = grpc.aio.insecure_channel(self._address)
-        self._chat = ChatServiceStub(self._channel).StreamChat
         return True
 
+    def _connected(self) -> Any:
+        """A connection that nobody asks over: callers are strangers to each other, and over HTTP each has its own."""
+        if self._idle:
+            return self._idle.pop()
+        channel = grpc.aio.insecure_channel(self._address, [*OPTIONS, ("grpc.use_local_subchannel_pool", 1)])
+        self._channels.append(channel)
+        return ChatServiceStub(channel)
+
     async def ask(self, request: Request) -> Heard:
-        """By the stub that protoc makes: what any client in Python can do."""
+        """By the stub that protoc makes, over a channel with the SDK's options."""
         asked = StreamChatRequest(
             messages=[Message(role=Role.ROLE_USER, content=request.prompt)],
             sampling=SamplingParameters(temperature=TEMPERATURE, max_tokens=request.max_tokens),
             unrecorded=self.unrecorded,
         )
+        stub = self._connected()
         heard = Heard(perf_counter())
-        async for event in self._chat(asked):
+        async for event in stub.StreamChat(asked):
             if event.delta.text:
                 heard.arrivals.append(perf_counter())
             elif event.HasField("finished"):
                 heard.tokens = event.finished.completion_tokens
+        self._idle.append(stub)
         return heard
 
 
 class OpenAi(Side):
-    """vLLM's own server, with nothing switched on that it does not need."""
+    """vLLM's own server as it comes: with its metrics, which Plaudit passes on, and a line a request, as Plaudit writes."""
 
     def __init__(self, arguments: Mapping[str, Any], log: Path) -> None:
         port = free_port()
-        options = [f"--port={port}", "--host=127.0.0.1", "--disable-uvicorn-access-log"]
-        # It is sent text, and known to the caller by a name of its own.
-        for name, value in {**arguments, "skip_tokenizer_init": False, "served_model_name": "it"}.items():
+        options = [f"--port={port}", "--host=127.0.0.1"]
+        as_it_comes = {"skip_tokenizer_init": False, "disable_log_stats": False, "served_model_name": "it"}
+        for name, value in {**arguments, **as_it_comes}.items():
             flag = f"--{name.replace('_', '-')}"
             if value is not False:
                 options.append(flag if value is True else f"{flag}={value}")

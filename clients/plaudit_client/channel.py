@@ -15,7 +15,7 @@ from plaudit_client.retry import Attempts
 from plaudit_client.servers import Server, Servers, at
 from plaudit_client.trace_context import current_span
 
-_OPTIONS = [
+OPTIONS = [
     # A server that was restarted is found again within seconds; gRPC would look only every two minutes in the end.
     ("grpc.max_reconnect_backoff_ms", 2000),
     # How long connecting may take before another server is asked; gRPC's 20 s is for slower networks.
@@ -26,7 +26,10 @@ _OPTIONS = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),  # the one that gRPC 1.85 goes by
     ("grpc.http2.max_pings_without_data", 0),
+    # No pings to find out how wide the line is: chat needs little of it, and each wakes client and server for nothing.
+    ("grpc.http2.bdp_probe", 0),
 ]
+"""Of every channel."""
 
 # All addresses behind a name get their share, and not only the first.
 _SERVICE_CONFIG = '{"loadBalancingConfig": [{"round_robin": {}}]}'
@@ -155,7 +158,7 @@ def targets(address: str) -> list[str]:
 
 
 def _open(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
-    options = [*_OPTIONS, ("grpc.service_config", _SERVICE_CONFIG)]
+    options = [*OPTIONS, ("grpc.service_config", _SERVICE_CONFIG)]
     if credentials:
         return grpc.aio.secure_channel(target, credentials, options)
     return grpc.aio.insecure_channel(target, options)

@@ -156,7 +156,8 @@ def test_a_tail_begins_again_in_a_replaced_log(broker: EmbeddedBroker) -> None:
         broker.start()
         with KafkaLog([broker.address], timeout=TIMEOUT) as other:
             other.append([Record(FEEDBACK, "key", b"new 0"), Record(FEEDBACK, "key", b"new 1")])
-        fresh, said = False, []
+        fresh = False
+        said: list[bytes] = []
         while len(said) < 2:
             try:
                 anew, entries = tail.read(10)

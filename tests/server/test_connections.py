@@ -54,8 +54,8 @@ async def test_pings_that_are_not_permitted_break_the_connection(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch, permitted: bool
 ) -> None:
     """A hundred times as fast as in earnest."""
-    fast = [(name, value // 100 if name == "grpc.keepalive_time_ms" else value) for name, value in sdk._OPTIONS]
-    monkeypatch.setattr(sdk, "_OPTIONS", fast)
+    fast = [(name, value // 100 if name == "grpc.keepalive_time_ms" else value) for name, value in sdk.OPTIONS]
+    monkeypatch.setattr(sdk, "OPTIONS", fast)
     if permitted:
         monkeypatch.setattr(connections, "LEAST_PING_SECONDS", connections.LEAST_PING_SECONDS / 100)
     async with (
@@ -80,7 +80,7 @@ async def test_pings_that_are_not_permitted_break_the_connection(
 
 
 def test_the_sdk_asks_no_more_often_than_servers_permit() -> None:
-    options = dict(sdk._OPTIONS)
+    options = dict(sdk.OPTIONS)
     assert options["grpc.keepalive_time_ms"] >= 2 * 1000 * connections.LEAST_PING_SECONDS
     assert options["grpc.keepalive_timeout_ms"] < options["grpc.keepalive_time_ms"]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from plaudit.events import PROGRESS, Entry, EventLog, EventLogUnavailable, Positions, Record
 
 _PARTITION = 0
-_POLL_SECONDS = 0.25  # how late a waiting reader may see what another process appended; a look takes 0.3 ms
+_POLL_SECONDS = 0.5  # how late a waiting reader may see what another process appended; a look takes 0.3 ms
 _COMPACTED = frozenset({PROGRESS})  # written every few seconds; the other topics hold what people did, all of it
 _SCHEMA_VERSION = 1
 _SCHEMA = """
