@@ -7,7 +7,7 @@
     ├── NotFound              no such policy version, or no such service at that address
     ├── FailedPrecondition    right, but not now: an expired receipt, a version that was rejected
     ├── ResourceExhausted     too much at once: `retry_after`
-    ├── Unavailable           nothing answers, or the server is draining
+    ├── Unavailable           nothing answers, or the server is draining: `retry_after`
     ├── DeadlineExceeded      the caller's time ran out
     ├── Cancelled             the server ended the call
     └── ServerError           everything else; `code` says what
@@ -76,10 +76,8 @@ class FailedPrecondition(PlauditError):
     code = "FAILED_PRECONDITION"
 
 
-class ResourceExhausted(PlauditError):
-    """The server has too much to do already."""
-
-    code = "RESOURCE_EXHAUSTED"
+class _Later(PlauditError):
+    """The same request may succeed later."""
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -87,8 +85,14 @@ class ResourceExhausted(PlauditError):
         """Seconds after which the same request may succeed; None if the server did not say."""
 
 
-class Unavailable(PlauditError):
-    """Nothing answers at the address, or the server is going down."""
+class ResourceExhausted(_Later):
+    """The server has too much to do already."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class Unavailable(_Later):
+    """Nothing answers at the address, or the server is going down, or its engine is."""
 
     code = "UNAVAILABLE"
 
@@ -138,7 +142,7 @@ def from_rpc(error: grpc.aio.AioRpcError, address: str) -> PlauditError:
     if message == _CUT_OFF:
         return Unavailable("the call ended while something was being sent; the server's reason is lost")
     if code == grpc.StatusCode.UNAVAILABLE:
-        return Unavailable(_unreachable(message, address))
+        return Unavailable(_unreachable(message, address), _retry_after(_status(error)))
     if code == grpc.StatusCode.UNIMPLEMENTED:
         return NotFound(
             f"{address} does not have this service: chat and feedback are at a server's public address, "

@@ -179,7 +179,7 @@ class Kept:
             except (PlauditError, sqlite3.Error) as error:
                 if not isinstance(error, _LATER):  # a key that is unknown, a file that is locked: somebody may mend it
                     logger.warning("feedback is kept and cannot be sent: %s", error)
-                asked = error.retry_after if isinstance(error, ResourceExhausted) else None
+                asked = error.retry_after if isinstance(error, ResourceExhausted | Unavailable) else None
                 await asyncio.sleep(max(asked or 0.0, back_off(attempt, _FIRST_PAUSE, _LONGEST_PAUSE)))
                 attempt += 1
 

@@ -46,7 +46,9 @@ class Attempts:
     def pause(self, failure: PlauditError) -> float | None:
         """Seconds to wait before the attempt that follows `failure`; None: there is none, raise it."""
         self._made += 1
-        if isinstance(failure, Unavailable | Cancelled):
+        if isinstance(failure, Unavailable):
+            asked = failure.retry_after or 0.0
+        elif isinstance(failure, Cancelled):
             asked = 0.0
         elif isinstance(failure, ResourceExhausted) and failure.retry_after is not None:
             asked = failure.retry_after

@@ -117,8 +117,8 @@ def _named(field: str, names: Mapping[str, str]) -> str | None:
     return names.get(path, path) + bracket + rest or None
 
 
-def _retry_after(error: PlauditError) -> dict[str, str]:
-    seconds = getattr(error, "retry_after", None)
+def _retry_after(error: ResourceExhausted | Unavailable) -> dict[str, str]:
+    seconds = error.retry_after
     if seconds is None:
         return {}
     # Whole seconds are all that HTTP knows; OpenAI's clients look for the other one first.

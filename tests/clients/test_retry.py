@@ -36,10 +36,11 @@ async def servers() -> AsyncIterator[Servers]:
         yield made
 
 
+@pytest.mark.parametrize("code", [Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE])
 async def test_a_chat_that_was_refused_is_asked_for_again_when_the_server_says(
-    client: AsyncClient, script: Script
+    client: AsyncClient, script: Script, code: Code
 ) -> None:
-    script.failures = [Failure(Code.RESOURCE_EXHAUSTED, retry_after=0.4), Failure(Code.UNAVAILABLE)]
+    script.failures = [Failure(code, retry_after=0.4), Failure(Code.UNAVAILABLE)]
     began = time.monotonic()
     reply = client.chat("Hi")
     assert await reply.read() == "HI "

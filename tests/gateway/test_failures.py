@@ -52,13 +52,22 @@ async def test_each_code(
     assert (caught.value.status_code, caught.value.code) == (status, named)
 
 
-async def test_when_to_come_back(script: Script, client: AsyncOpenAI) -> None:
-    script.failures.append(Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after=0.25))
-    with pytest.raises(openai.RateLimitError) as caught:
+@pytest.mark.parametrize(
+    ("code", "raised"),
+    [
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, openai.RateLimitError),
+        (grpc.StatusCode.UNAVAILABLE, openai.InternalServerError),
+    ],
+)
+async def test_when_to_come_back(
+    script: Script, client: AsyncOpenAI, code: grpc.StatusCode, raised: type[openai.APIStatusError]
+) -> None:
+    script.failures.append(Failure(code, retry_after=0.25))
+    with pytest.raises(raised) as caught:
         await client.chat.completions.create(model="plaudit", messages=HELLO)
     headers = caught.value.response.headers
     assert (headers["retry-after"], headers["retry-after-ms"]) == ("1", "250")
-    script.failures.append(Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after=0.01))
+    script.failures.append(Failure(code, retry_after=0.01))
     answer = await client.with_options(max_retries=1).chat.completions.create(model="plaudit", messages=HELLO)
     assert answer.choices[0].message.content == "HELLO "
 
