@@ -44,4 +44,4 @@ def collected(engine: Any) -> Iterable[Metric]:
     """Those of an AsyncLLM (vLLM keeps them in prometheus_client's default registry; from 0 again in a new engine)."""
     for logger in engine.logger_manager.stat_loggers:
         logger.catch_up()
-    return [metric for metric in REGISTRY.collect() if metric.name.startswith("vllm:")]
+    return [metric for metric in REGISTRY.collect() if metric.name.startswith("vllm:") and metric.samples]

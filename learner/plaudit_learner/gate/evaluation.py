@@ -153,7 +153,7 @@ def measure(
     prompts = list(dict.fromkeys(r.prompt for r in rollouts))
     if len(prompts) < 2:
         raise ValueError("the gate needs at least 2 held-out prompts")
-    encodings = encode(policy, [r.item for r in rollouts], ranks=ranks)
+    encodings = encode(policy, [r.item for r in rollouts], trunks=True, ranks=ranks)
     scores_N = reward_model.score_features(torch.stack([e.features_D for e in encodings]))
     kl_N, surprise_N = _beside_the_reference(policy, rollouts, encodings, temperature, ranks)
     values = {
@@ -174,7 +174,8 @@ def _beside_the_reference(
     items = [r.item for r in rollouts]
     with torch.no_grad():
         for rows in ranks.mine(batches(items, MICROBATCH, ranks.size)):
-            logits_BTV, tokens_BT, mask_BT = policy.reply_logits([items[row] for row in rows])
+            trunks = [trunk for row in rows if (trunk := encodings[row].trunk) is not None]
+            logits_BTV, tokens_BT, mask_BT = policy.reply_logits([items[row] for row in rows], trunks)
             states = [encodings[row].predicting_TH for row in rows]
             ref_logits_BTV = policy.head(torch.nn.utils.rnn.pad_sequence(states, batch_first=True))
             beside = compare(logits_BTV, ref_logits_BTV, tokens_BT, mask_BT, temperature)

@@ -270,7 +270,7 @@ class _Improvement:
         )
 
     def _read(self, rollouts: list[Rollout]) -> list[Encoding]:
-        return encode(self._policy, [r.item for r in rollouts], prefixes=True, ranks=self._ranks)
+        return encode(self._policy, [r.item for r in rollouts], prefixes=True, trunks=True, ranks=self._ranks)
 
     def _score(self, rollouts: list[Rollout], encodings: list[Encoding], *, fresh: int | None = None) -> Scored:
         """fresh: how many of the rollouts are, the first ones; the others are logged. None: all."""

@@ -30,7 +30,7 @@ class Encoding:
     predicting_TH: Tensor
     """`Policy.head` makes of these the reference's logits for each reply token."""
     trunk: Trunk | None = None
-    """What lies below all that learns; only with the features of all beginnings."""
+    """What lies below all that learns; only if asked for."""
 
     @property
     def features_D(self) -> Tensor:
@@ -43,12 +43,14 @@ def encode(
     items: Sequence[PromptReply],
     *,
     prefixes: bool = False,
+    trunks: bool = False,
     batch_size: int = 16,
     ranks: Ranks = ALONE,
 ) -> list[Encoding]:
     """Read replies with the reference policy; in the order of `items`.
 
-    prefixes: with all that an update needs, the features of each beginning and the trunk.
+    prefixes: with the features of each beginning, for the critic.
+    trunks: with what the trunk made of each, for who reads them with the policy next; 0.2 MB a reply.
     ranks: share the work, and get all of it.
     """
     layers = pooled_layers(policy.layers)
@@ -59,7 +61,7 @@ def encode(
             length = len(items[row].reply)
             states_LTH = reading.states_LBTH[:, b, :length]
             prefix_TD = _prefixes(states_LTH, items[row].finished) if prefixes else _whole(states_LTH, items[row])
-            trunk = reading.trunks[b] if prefixes else None
+            trunk = reading.trunks[b] if trunks else None
             found[row] = Encoding(prefix_TD, reading.predicting_BTH[b, :length].clone(), trunk)
     return [encoding for _, encoding in sorted(ranks.union(found).items())]
 
