@@ -233,7 +233,7 @@ class Plaudit(Side):
 
 
 class OpenAi(Side):
-    """vLLM's own server as it comes: with its metrics, which Plaudit passes on, and a line a request, as Plaudit has."""
+    """vLLM's own server as it comes: with its metrics, which Plaudit passes on, and a line a request, as Plaudit."""
 
     def __init__(self, arguments: Mapping[str, Any], log: Path) -> None:
         port = free_port()
