@@ -70,9 +70,9 @@ class Measured:
     """Of the interaction in the experience store."""
     intake: float = 8_600.0
     """Records a second that the store takes in, one process."""
-    cpu_tokens: float = 229.0
+    cpu_tokens: float = 102.7
     """Reply tokens a second of a server, SmolLM2-135M, 64 callers (docs/performance.md)."""
-    front_seconds: float = 0.183
+    front_seconds: float = 0.351
     """CPU of a server's front, seconds a 1,000 tokens, 64 callers (docs/performance.md)."""
     update_seconds: float = 46.1
     """CPU of a PPO update (docs/learning.md)."""

@@ -124,7 +124,8 @@ async def test_every_panel_has_data_and_every_fault_its_alert(tmp_path: Path, ti
                 # It may go anywhere, and ends where every reply is the same.
                 reckless_learner(data, tiny_model, lone_ports[1], "--kl-budget=1000"),
             ):
-                await prometheus.until_firing("PlauditKlOutOfBounds", "PlauditEntropyOutOfBounds")
+                # A whole round of each, on two cores that other tests use, too.
+                await prometheus.until_firing("PlauditKlOutOfBounds", "PlauditEntropyOutOfBounds", seconds=400)
 
 
 async def until_canary(client: AsyncClient) -> None:

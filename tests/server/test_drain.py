@@ -56,7 +56,10 @@ async def ended(process: asyncio.subprocess.Process, seconds: float = 60) -> int
 async def test_it_drains_and_a_second_signal_ends_it_now(deployment: Deployment) -> None:
     deployment.publish_endless("v1")
     room = {"max_tokens": 1500, "max_context": 2048}
-    async with program(deployment, **room, drain_seconds=90) as (process, address), AsyncClient(address) as client:
+    async with (
+        program(deployment, **room, drain_seconds=90) as (process, address),
+        AsyncClient(address, max_retries=0) as client,
+    ):
         await said(process, f"serving v1 at {address}")
         reply = client.chat("hello", max_tokens=1500)
         reading = aiter(reply)
