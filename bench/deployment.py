@@ -94,6 +94,17 @@ async def serves(client: AsyncClient) -> bool:
         return False
 
 
+async def until_operable(client: AsyncClient) -> None:
+    """Wait until a server answers operators: one that was killed may have to be started more than once, and the way to
+    its control address is found again up to two seconds after the other. Raises TimeoutError."""
+    async with asyncio.timeout(120):
+        while True:
+            with suppress(PlauditError):
+                await client.list_policies()
+                return
+            await asyncio.sleep(0.1)
+
+
 async def until_served(client: AsyncClient, version: str) -> None:
     """Wait until a server gives new requests `version`: it knows of one before it serves it. Raises TimeoutError."""
     async with asyncio.timeout(60):

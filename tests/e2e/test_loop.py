@@ -9,11 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bench.deployment import Deployment, running, serves, until_round, until_served
+from bench.deployment import Deployment, running, serves, until_operable, until_round, until_served
 from plaudit_cli import personas
 from plaudit_cli.prompts import Prompt, split, user
 from plaudit_cli.simulation import Simulation, approval, run
-from plaudit_client import AsyncClient, Unavailable
 from plaudit_learner.metrics import STAGES
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka, pytest.mark.timeout(600)]
@@ -127,9 +126,7 @@ async def test_killed_programs_come_back_and_nothing_is_lost(tmp_path: Path, tin
                 await asyncio.sleep(0.05)
             while not await serves(client):
                 await asyncio.sleep(0.1)
-        async with asyncio.timeout(60):
-            while not await operable(client):  # the way to its other address is found again within two seconds
-                await asyncio.sleep(0.1)
+        await until_operable(client)
         again = await client.list_policies()
         assert again.serving_version == "v1", "it finds the current version by itself"
         (tally,) = first.versions.values()
@@ -146,12 +143,3 @@ async def test_killed_programs_come_back_and_nothing_is_lost(tmp_path: Path, tin
         expected |= {(reply.policy_version, "up"): 1.0, (reply.policy_version, "down"): 0.0}
         await until_metric(deployment, "plaudit_votes", expected)
     assert deployment.up.returncode == 0, "SIGTERM ends all of it cleanly"
-
-
-async def operable(client: AsyncClient) -> bool:
-    """Whether the server answers operators."""
-    try:
-        await client.list_policies()
-    except Unavailable:
-        return False
-    return True

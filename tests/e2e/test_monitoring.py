@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.deployment import Deployment, free_range, running
+from bench.deployment import Deployment, free_range, running, until_operable
 from monitoring import dashboards
 from plaudit.events import FEEDBACK, Record, open_log
 from plaudit_cli import personas
@@ -107,7 +107,7 @@ async def test_every_panel_has_data_and_every_fault_its_alert(tmp_path: Path, ti
                 )
             await prometheus.until_quiet("PlauditOutboxGrowing", "PlauditOutboxNearlyFull", "PlauditLearnerStuck")
 
-            await until_serving(other)  # it was killed, and may have to be started more than once
+            await until_operable(other)  # it was killed, and may have to be started more than once
             with stopped(server_process(deployment, 0)), stopped(server_process(deployment, 1)):
                 await prometheus.until_firing("PlauditServerDown", "PlauditNoServers")
             with stopped(deployment.process("plaudit_learner.app")):
@@ -136,15 +136,6 @@ async def until_canary(client: AsyncClient) -> None:
                 assert policy.state == "canary", policy.reason
                 break
         while "v1" not in (await client.list_policies()).loaded_versions:
-            await asyncio.sleep(0.1)
-
-
-async def until_serving(client: AsyncClient) -> None:
-    async with asyncio.timeout(120):
-        while True:
-            with suppress(PlauditError):
-                await client.list_policies()
-                return
             await asyncio.sleep(0.1)
 
 
