@@ -131,6 +131,8 @@ async def _send(
     call: Call, waiting: asyncio.Queue[StreamFeedbackRequest | None], unsettled: deque[StreamFeedbackRequest]
 ) -> None:
     """Send what is unsettled again, then what waits, until there is no more."""
+    # A refusal that came while something was being sent would be lost: see _CUT_OFF in errors.py.
+    await call.initial_metadata()
     for request in list(unsettled):
         await call.write(request)
     while (following := await waiting.get()) is not None:

@@ -93,6 +93,7 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         stream = FeedbackStream(self._accept, context.write, self._wait)
         self._streams.add(stream)
         try:
+            await context.send_initial_metadata(())  # the caller may begin
             await stream.run(request_iterator)
         finally:
             self._streams.discard(stream)

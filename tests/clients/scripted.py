@@ -137,6 +137,7 @@ class Script(ChatServiceServicer, FeedbackServiceServicer, PolicyServiceServicer
     ) -> AsyncIterator[feedback_pb2.StreamFeedbackResponse]:
         """Of each connection one statement is settled before it fails, if it is to."""
         settled = 0
+        await context.send_initial_metadata(())
         async for request in request_iterator:
             if settled:
                 await self._fail_if_told(context)
