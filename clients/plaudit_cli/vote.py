@@ -28,7 +28,7 @@ def vote(
     rating: Annotated[int | None, typer.Option(min=1, max=5, help="1 (worst) to 5 (best), instead of a thumb.")] = None,
     retract: Annotated[bool, typer.Option("--retract", help="Take back what was said.")] = False,
     comment: Annotated[str | None, typer.Option(help="In words; alone, or beside a thumb or a rating.")] = None,
-    aspect: Annotated[str, typer.Option(help="What of the reply is meant; the server's default is quality.")] = "",
+    aspect: Annotated[str, typer.Option(help="What of the reply is meant; left out: the server's first aspect.")] = "",
     user: Annotated[str, typer.Option(help="Who votes; needed if the reply was given to a named user.")] = "",
     server: Server = DEFAULT_SERVER,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 LEAST_BYTES = 32
@@ -25,10 +26,18 @@ def make_key(path: Path) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Replace a file: readers see the old content or the new one, and other accounts none (0600). Raises OSError."""
+    """Replace a file: readers see the old content or the new one. Raises OSError.
+
+    A new file is its maker's alone (0600). One that was there keeps its owner and group, and what its group may read:
+    so a server under another account can read what root has written.
+    """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # mkstemp's files are 0600
     try:
         with os.fdopen(descriptor, "wb") as stream:
+            with suppress(FileNotFoundError):
+                before = path.stat()
+                os.fchown(descriptor, before.st_uid, before.st_gid)
+                os.fchmod(descriptor, before.st_mode & 0o640)
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())

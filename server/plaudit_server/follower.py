@@ -102,11 +102,15 @@ class Follower:
                     log.error("policy event at offset %d passed over: %s", entry.offset, error)
             if entries and not self.caught_up.is_set():
                 continue  # read all that is there before loading anything: only the last stable version matters
-            await self._converge()
+            if not self.releases.empty:
+                await self._converge()
             self.caught_up.set()
             async with self._moved:
                 self._followed = self._tail.offset
                 self._moved.notify_all()
+            # Whoever waits for a step has seen it by now: this may take long, while an engine starts for instance.
+            if not self.releases.empty:
+                await self._tidy()
 
     async def followed(self, version: str, offset_known: int, seconds: float) -> None:
         """Wait until an event of `version` newer than offset `offset_known` was followed here, or `seconds` passed.
@@ -130,8 +134,6 @@ class Follower:
 
     async def _converge(self) -> None:
         """One step towards serving what is in service; leaves everything as it is if that cannot be done now."""
-        if self.releases.empty:
-            return
         if self._router.canary is not None and self._router.canary.name != self.releases.canary:
             left = self._router.canary.name
             log.info("%s is no longer the canary", left, extra=self._told(left, "canary withdrawn"))
@@ -140,7 +142,9 @@ class Follower:
             if await self._serve(wanted):
                 break
         await self._try_canary()
-        # Ready for a roll-back, which is to take effect within seconds; without it the next round tries again.
+
+    async def _tidy(self) -> None:
+        """Load what a roll-back would need, which is to take effect within seconds, and unload what nothing needs."""
         kept = self._kept()
         if self.releases.previous in kept and self.releases.previous not in self._router.loaded:
             await self._load(self.releases.previous)

@@ -38,7 +38,7 @@ from plaudit_server.watchers import Watchers, stopping
 
 log = logging.getLogger(__name__)
 
-_FOLLOW_SECONDS = 30.0
+_FOLLOW_SECONDS = 20.0  # less than the SDK waits, so that its user is told more than that time is over
 
 
 class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
@@ -184,5 +184,6 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         except TimeoutError:
             raise Refusal(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
-                f"announced to all servers, but not followed here within {_FOLLOW_SECONDS:g} s",
+                f"{version} is announced as {word(state)} to all servers, but not followed here within "
+                f"{_FOLLOW_SECONDS:g} s",
             ) from None

@@ -180,3 +180,21 @@ def test_closing_is_bounded_while_the_broker_is_away(broker: EmbeddedBroker) -> 
         assert time.monotonic() - start < BOUND
     with pytest.raises(EventLogUnavailable, match="closed"):
         log.append([Record(FEEDBACK, "key", b"late")])
+
+
+def test_a_record_that_fails_before_the_next_is_sent_is_one_failure(
+    kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kafka.errors import KafkaError  # after plaudit.events.kafka, which keeps quiet what importing it is warned of
+
+    with KafkaLog([kafka_bootstrap], prefix=f"test-{uuid.uuid4().hex}.") as log:
+        connection = log._connection
+        assert connection is not None
+
+        def begin(records: object, settle: Callable[[Exception | None], None]) -> None:
+            settle(KafkaError("the batch was given up"))  # as kafka-python's own thread does when it is closed
+            raise KafkaError("closed")
+
+        monkeypatch.setattr(connection, "begin", begin)
+        with pytest.raises(EventLogUnavailable, match="given up"):
+            log.begin([Record(FEEDBACK, "key", b"value")]).result(timeout=TIMEOUT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 import grpc
@@ -208,6 +209,23 @@ async def test_roll_back_after_a_restart_needs_no_store(deployment: Deployment) 
         (deployment.root / "versions").rename(deployment.root / "away")
         _, serving = await client.rollback_policy("v2")
         assert serving == "v1"
+
+
+async def test_a_roll_back_is_answered_before_the_next_one_is_made_ready(deployment: Deployment) -> None:
+    for number in (1, 2, 3):
+        deployment.publish(f"v{number}", seed=number, parent=f"v{number - 1}")
+    async with deployment.client(max_versions=2) as client:
+        async with asyncio.timeout(30):
+            while set((await client.list_policies()).loaded_versions) < {"v2", "v3"}:
+                await asyncio.sleep(0.02)
+        store = deployment.root / "versions" / "v1"
+        (store / "manifest.json").rename(store / "kept")
+        os.mkfifo(store / "manifest.json")  # whoever reads it waits
+        try:
+            policy, serving = await client.rollback_policy("v3")
+            assert (policy.state, serving) == ("rolled back", "v2")
+        finally:
+            (store / "manifest.json").open("w").close()
 
 
 async def test_a_full_disk_refuses_a_version_and_takes_nobody_down(client: AsyncClient, deployment: Deployment) -> None:

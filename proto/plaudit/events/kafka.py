@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from plaudit.events import (
@@ -139,18 +139,18 @@ class KafkaLog(EventLog):
         done: Future[None] = Future()
 
         def settle(error: KafkaError | None) -> None:
-            if done.done():
-                return  # a later record could not even be sent
-            if error is None:
-                done.set_result(None)
-            else:
-                done.set_exception(self._explained(error))
+            with contextlib.suppress(InvalidStateError):  # a later record could not even be sent
+                if error is None:
+                    done.set_result(None)
+                else:
+                    done.set_exception(self._explained(error))
 
         try:
             with self._connected() as connection:
                 connection.begin(self._addressed(records), settle)
         except EventLogUnavailable as error:
-            done.set_exception(error)
+            with contextlib.suppress(InvalidStateError):  # an earlier record has failed already
+                done.set_exception(error)
         return done
 
     def partitions(self, topic: str) -> Sequence[int]:
