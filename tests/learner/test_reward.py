@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from plaudit_learner.policy import Policy, PromptReply
+from plaudit_learner.ranks import evenly
 from plaudit_learner.reward.aspects import parse
 from plaudit_learner.reward.features import SHAPE_FEATURES, batches, encode
 from plaudit_learner.reward.model import (
@@ -320,3 +323,16 @@ def test_batches_hold_every_row_once_and_keep_a_prompt_together() -> None:
     rows = list(batches(items, 4))
     assert sorted(row for batch in rows for row in batch) == list(range(12))
     assert all(len({items[row].prompt for row in batch}) == 1 for batch in rows)
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=60), st.integers(1, 16), st.integers(1, 3))
+def test_long_replies_are_read_few_at_a_time(lengths: list[int], size: int, of: int) -> None:
+    items = [PromptReply((1,) * length, (2,), True) for length in lengths]
+    found = batches(items, size, of)
+    assert sorted(row for rows in found for row in rows) == list(range(len(items)))
+    for rows in found:
+        longest = max(lengths[row] for row in rows) + 1
+        assert len(rows) <= size
+        assert len(rows) == 1 or len(rows) * longest**2 <= 8_000_000, "memory goes with the square"
+    if max(lengths) < 700:
+        assert found == evenly([row for rows in found for row in rows], size, of), "of short ones none is cut"

@@ -20,6 +20,10 @@ from plaudit_learner.trunk import Trunk
 
 SHAPE_FEATURES = 3
 
+_MOST_PAIRS = 8_000_000
+"""Pairs of tokens that attention weighs at once in a batch, each head's apart: 16 items of 707 tokens, or two of 2,000,
+of which SmolLM2's nine heads make 0.6 GB."""
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -77,10 +81,18 @@ def pooled_layers(depth: int) -> list[int]:
 def batches(items: Sequence[PromptReply], size: int, of: int = 1) -> list[list[int]]:
     """Row numbers in batches, sorted so that a batch has prompts of like length and shares equal ones.
 
-    size: of a batch at the most. of: their number is a multiple of this, if there are enough items.
+    size: of a batch at the most; of long items fewer, down to one. of: the number of batches is a multiple of this, if
+    there are enough items and none is long.
     """
     order = sorted(range(len(items)), key=lambda i: (len(items[i].prompt), items[i].prompt))
-    return evenly(order, size, of)
+    return [part for batch in evenly(order, size, of) for part in _bounded(batch, items)]
+
+
+def _bounded(rows: list[int], items: Sequence[PromptReply]) -> list[list[int]]:
+    """The batch, or as many parts of it as memory asks for."""
+    longest = max(len(items[row].prompt) + len(items[row].reply) for row in rows)
+    most = max(1, _MOST_PAIRS // longest**2)
+    return [rows[start : start + most] for start in range(0, len(rows), most)]
 
 
 def _whole(states_LTH: Tensor, item: PromptReply) -> Tensor:
