@@ -73,7 +73,7 @@ class Measured:
     cpu_tokens: float = 102.7
     """Reply tokens a second of a server, SmolLM2-135M, 64 callers (docs/performance.md)."""
     front_seconds: float = 0.351
-    """CPU of a server's front, seconds a 1,000 tokens, 64 callers (docs/performance.md)."""
+    """CPU of a server's front, seconds a 1,000 tokens, 64 callers (docs/performance.md); at most a core."""
     update_seconds: float = 46.1
     """CPU of a PPO update (docs/learning.md)."""
     updates: int = 12
@@ -116,7 +116,7 @@ def plan(chats: int, load: Load, measured: Measured) -> Plan:
         chats=chats,
         tokens=tokens,
         cpu_servers=math.ceil(tokens / (measured.cpu_tokens * load.utilisation)),
-        gpu_servers=math.ceil(tokens / (load.gpu_tokens * load.utilisation)),
+        gpu_servers=math.ceil(tokens / (min(load.gpu_tokens, 1000 / measured.front_seconds) * load.utilisation)),
         front_cores=tokens / 1000 * measured.front_seconds,
         kafka_bytes=rate * load.retention_days * 24 * _HOUR * load.copies,
         kafka_rate=rate,

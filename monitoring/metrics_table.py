@@ -1,4 +1,4 @@
-"""Writes docs/metrics.md: every metric of the servers and of the learner, from the code that registers them.
+"""Writes docs/metrics.md: every metric of the servers, the learner and the gateway, from the code that registers them.
 
 python -m monitoring.metrics_table          write it; `make metrics-table`
 """
@@ -13,6 +13,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from monitoring.rules import CHART, metrics, rules
+from plaudit_gateway.metrics import GatewayMetrics
 from plaudit_learner.metrics import LearnerMetrics
 from plaudit_server.metrics import ServerMetrics
 
@@ -27,6 +28,9 @@ _UNIT_OF = {
     "plaudit_engine_up": "0 or 1",
     "plaudit_event_log_lag": "records",
     "plaudit_gate": "of the measure",
+    "plaudit_gateway_refused_total": "requests",
+    "plaudit_gateway_requests_running": "requests",
+    "plaudit_gateway_requests_total": "requests",
     "plaudit_learner_stage": "0 or 1",
     "plaudit_new_votes": "votes",
     "plaudit_outbox_depth": "records",
@@ -154,6 +158,7 @@ def programs() -> dict[str, list[Row]]:
     return {
         "Of a server": rows(ServerMetrics(CollectorRegistry()).registry),
         "Of the learner": rows(LearnerMetrics(CollectorRegistry()).registry),
+        "Of the gateway": rows(GatewayMetrics(CollectorRegistry()).registry),
     }
 
 

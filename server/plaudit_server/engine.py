@@ -2,7 +2,7 @@
 
 Two engines stand behind it, `vllm_engine.py` and `torch_engine.py`; `tests/server/test_engines.py` is the contract that
 both are held to. An engine serves several policy versions at once: each generation is pinned to one of them, from its
-first token to its last (DESIGN, invariant 4).
+first token to its last (invariant 4).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`server`, `learner` and `clients` share the contract and never import one another (DESIGN §3)."""
+"""`server`, `learner` and `clients` share the contract and never import one another (docs/architecture.md)."""
 
 from __future__ import annotations
 

@@ -4,8 +4,9 @@ One run: two servers, a broker, a learner, simulated users. The chart's rules ar
 (monitoring/rules.py). Faults come one after the other, each until its alerts have fired.
 
 Not induced here, because none of it can be had within minutes without touching the program: an engine that dies again
-and again, a program that does, slow acknowledgements, records that a log refuses for good, rounds that all fail, a
-reward model that sees nothing, a day without votes. Their alerts have unit tests (tests/monitoring).
+and again, a program that does, slow acknowledgements, records that a log refuses for good, rounds that all fail or do
+not begin, canaries that are all rolled back, a reward model that sees nothing, a day without votes. Their alerts have
+unit tests (tests/monitoring).
 """
 
 from __future__ import annotations

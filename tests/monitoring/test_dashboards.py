@@ -72,6 +72,8 @@ def test_every_metric_is_on_a_dashboard_or_in_a_rule() -> None:
         for name in metrics(target["expr"])
     }
     read = shown | {name for rule in rules() for name in rule.metrics}
-    for rows in programs().values():
+    for program, rows in programs().items():
+        if program == "Of the gateway":  # a client of the servers, beside them: the chart does not have it scraped
+            continue
         for row in rows:
             assert row.scraped & read, row.name

@@ -29,6 +29,7 @@ LABELS = {
     ),
     *("measure", "figure", "why", "what", "reason", "finish_reason", "method", "code"),
     *("version", "program", "engine", "model", "plaudit_learner_stage"),
+    *("route", "status"),
 }
 
 

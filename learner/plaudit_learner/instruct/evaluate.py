@@ -1,8 +1,8 @@
 """How good a policy is on held-out examples, and whether another one is better.
 
-Loss is the mean negative log-likelihood of an output token, given the prompt and the output so far (DESIGN §8's
-objective with the sign turned), in nats; perplexity is its exponential. ROUGE-L (Lin 2004, section 3) is the F-measure
-of the longest common subsequence of words, by torchmetrics.
+Loss is the mean negative log-likelihood of an output token, given the prompt and the output so far (the
+objective of tune.py with the sign turned), in nats; perplexity is its exponential. ROUGE-L (Lin 2004, section 3) is
+the F-measure of the longest common subsequence of words, by torchmetrics.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Supervised tuning by TRL's SFTTrainer: maximise Σ_t log P(y_t | x, y_<t) over the adapter (DESIGN §8).
+"""Supervised tuning by TRL's SFTTrainer: maximise Σ_t log P(y_t | x, y_<t) over the adapter.
 
 The trainer is given token ids and labels, so that nothing is tokenised a second way, and what is not output has the
 label −100, which no loss counts. It runs on the CPU, as the whole learner does.

@@ -1,6 +1,6 @@
 """The event log: the ordered, durable stream between programs, and the only way they meet.
 
-Records are protobuf messages on named topics (DESIGN §4). Whoever reads keeps its own positions, so there are no
+Records are protobuf messages on named topics. Whoever reads keeps its own positions, so there are no
 consumer groups and nothing to commit. Two implementations, one contract (`tests/events/test_event_log.py`): `kafka.py`
 for production, `sqlite.py` for one machine and for the server's outbox.
 """
