@@ -101,6 +101,10 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "gateway's settings": {"gateway.settings": {"allow-host": ["chat.example.org"], "max-body-bytes": 65536}},
     "pod monitor": {"monitoring.podMonitor.enabled": True, "monitoring.podMonitor.labels": {"release": "prometheus"}},
     "rules": {"monitoring.prometheusRule.enabled": True},
+    "rules with links": {
+        "monitoring.prometheusRule.enabled": True,
+        "monitoring.prometheusRule.runbook": "https://wiki.example.org/operations.md",
+    },
     "dashboards": {"monitoring.dashboards.enabled": True, "monitoring.dashboards.annotations": {"folder": "Plaudit"}},
     "network policies": {"networkPolicy.enabled": True},
     "network policies, told more": {

@@ -444,3 +444,15 @@ def test_all_rules_and_dashboards_are_there(render: Render) -> None:
     kinds = [document["kind"] for document in found]
     assert kinds.count("PrometheusRule") == len([*CHART.glob("rules/*.yaml")])
     assert kinds.count("ConfigMap") == len([*CHART.glob("dashboards/*.json")])
+
+
+def test_alerts_link_to_where_the_runbook_can_be_read(render: Render) -> None:
+    for switch, base in (
+        ("rules", "docs/operations.md"),
+        ("rules with links", "https://wiki.example.org/operations.md"),
+    ):
+        rules = [d for d in render(SWITCHES[switch]) if d["kind"] == "PrometheusRule"]
+        alerts = [rule for d in rules for group in d["spec"]["groups"] for rule in group["rules"] if "alert" in rule]
+        assert len(alerts) > 20
+        for alert in alerts:
+            assert alert["annotations"]["runbook_url"] == f"{base}#{alert['alert'].lower()}"
