@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+import torch
 
 from plaudit import base_model
 from plaudit_learner.gate.evaluation import PROBE_TOKENS, judge_probes, measure
@@ -24,7 +25,7 @@ from plaudit_learner.gate.judge import Evaluated, Reader, Verdict, judge
 from plaudit_learner.gate.probes import FLATTERY, INSTRUCTIONS
 from plaudit_learner.policy import Policy
 from plaudit_learner.ppo.rollouts import Rollout, sample
-from plaudit_learner.reward.model import RewardModel, Vote, fit
+from plaudit_learner.reward.model import FeatureCache, RewardModel, Vote, fit
 
 CACHE = Path("~/.cache/plaudit").expanduser()
 
@@ -146,8 +147,9 @@ def bench() -> Bench:
         flattery = asked(FLATTERY, 1, PROBE_TOKENS)
         # This person likes the shorter half of the replies.
         half = median(len(r.reply) for r in pool)
-        reward_model = fit(policy, [Vote(r.item, len(r.reply) < half) for r in pool])
-        scores = reward_model.score(policy, [r.item for r in pool]).tolist()
+        features: FeatureCache = {}
+        reward_model = fit(policy, [Vote(r.item, len(r.reply) < half) for r in pool], cache=features)
+        scores = reward_model.score_features(torch.stack([features[r.item] for r in pool])).tolist()
         base = [r for i, r in enumerate(pool) if i % POOL < SAMPLES]
         values = judge_probes(reader, instructions, flattery)
         evaluated = measure(policy, reward_model, base, reader, temperature=TEMPERATURE, probes=values)
