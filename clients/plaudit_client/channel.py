@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncGenerator
 from copy import copy
 from pathlib import Path
 from typing import Self, TypeVar
@@ -122,6 +123,26 @@ class Channel:
             except PlauditError as failure:
                 if (pause := attempts.pause(failure)) is None:
                     raise
+            await asyncio.sleep(pause)
+
+    async def watch(self, method: grpc.aio.UnaryStreamMultiCallable[Q, R], request: Q) -> AsyncGenerator[R]:
+        """Answers without end; until the first has come, asked for again as `insist` does. Raises PlauditError."""
+        attempts, begun = self.attempts(None), False
+        while True:
+            server = attempts.server()
+            call: grpc.aio.UnaryStreamCall[Q, R] = at(method, server)(request, metadata=self.metadata)
+            try:
+                async for answer in call:
+                    server.answered()
+                    begun = True
+                    yield answer
+                return
+            except grpc.aio.AioRpcError as error:
+                failure = self.failed(server, error)
+            finally:
+                call.cancel()
+            if begun or (pause := attempts.pause(failure)) is None:
+                raise failure from None
             await asyncio.sleep(pause)
 
     async def any(self, method: grpc.aio.UnaryUnaryMultiCallable[Q, R], request: Q, wanted: R) -> bool:
