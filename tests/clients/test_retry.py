@@ -25,7 +25,7 @@ from plaudit_client import (
 from plaudit_client.channel import targets
 from plaudit_client.retry import Attempts, back_off
 from plaudit_client.servers import Servers
-from tests.clients.scripted import Context, Failure, Script, fail, serving
+from tests.clients.scripted import Context, Failure, Script, serving
 
 Code = grpc.StatusCode
 AWAY = Unavailable("away")
@@ -127,20 +127,26 @@ async def test_what_only_reads_is_asked_again(client: AsyncClient, script: Scrip
 
 
 class Learning(Script, LoopServiceServicer):
-    """Has a loop to show, at the second time of asking."""
-
-    asked = 0
+    """Has a loop to show, too."""
 
     async def GetLoop(self, request: loop_pb2.GetLoopRequest, context: Context) -> loop_pb2.GetLoopResponse:
-        self.asked += 1
-        if self.asked == 1:
-            await fail(context, Failure(Code.UNAVAILABLE))
+        await self._fail_if_told(context)
         return loop_pb2.GetLoopResponse()
+
+    async def WatchLoop(
+        self, request: loop_pb2.WatchLoopRequest, context: Context
+    ) -> AsyncIterator[loop_pb2.WatchLoopResponse]:
+        await self._fail_if_told(context)
+        yield loop_pb2.WatchLoopResponse()
 
 
 async def test_so_is_the_loop() -> None:
-    async with serving(Learning()) as address, AsyncClient(address) as client:
+    script = Learning()
+    async with serving(script) as address, AsyncClient(address) as client:
+        script.failures = [Failure(Code.UNAVAILABLE)]
         assert (await client.get_loop()).learner is None
+        script.failures = [Failure(Code.UNAVAILABLE)]
+        assert [loop.learner async for loop in client.watch_loop()] == [None]
 
 
 async def test_a_watch_is_begun_again_until_it_has_begun(client: AsyncClient, script: Script) -> None:
