@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 
 import grpc
 
-from plaudit_client.errors import Cancelled, InvalidRequest, PlauditError, Unavailable, from_rpc
+from plaudit_client.errors import Cancelled, InvalidRequest, PlauditError, ResourceExhausted, Unavailable, from_rpc
 from plaudit_client.retry import Attempts
 from plaudit_client.servers import Server, Servers, at
 from plaudit_client.trace_context import current_span
@@ -126,8 +126,11 @@ class Channel:
             await asyncio.sleep(pause)
 
     async def watch(self, method: grpc.aio.UnaryStreamMultiCallable[Q, R], request: Q) -> AsyncGenerator[R]:
-        """Answers without end; until the first has come, asked for again as `insist` does. Raises PlauditError."""
-        attempts, begun = self.attempts(None), False
+        """Answers without end; until the first has come, asked for again as `insist` does. Raises PlauditError.
+
+        Where too many watch already, that is said at once: they watch without end, too.
+        """
+        attempts, begun = self.attempts(self._timeout), False
         while True:
             server = attempts.server()
             call: grpc.aio.UnaryStreamCall[Q, R] = at(method, server)(request, metadata=self.metadata)
@@ -141,7 +144,8 @@ class Channel:
                 failure = self.failed(server, error)
             finally:
                 call.cancel()
-            if begun or (pause := attempts.pause(failure)) is None:
+            final = begun or isinstance(failure, ResourceExhausted)
+            if final or (pause := attempts.pause(failure)) is None:
                 raise failure from None
             await asyncio.sleep(pause)
 

@@ -155,6 +155,9 @@ async def test_a_watch_is_begun_again_until_it_has_begun(client: AsyncClient, sc
     assert [(await anext(watch)).version, (await anext(watch)).version] == ["v1", "v2"]
     with pytest.raises(Unavailable, match="this server is stopping"):
         await anext(watch)
+    script.failures = [Failure(Code.RESOURCE_EXHAUSTED, "too many watch", retry_after=0.1)]
+    with pytest.raises(ResourceExhausted):
+        await anext(client.watch_policies())
 
 
 async def test_one_server_that_refuses_is_passed_over(script: Script) -> None:
