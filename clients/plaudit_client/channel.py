@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncGenerator
 from copy import copy
 from pathlib import Path
 from typing import Self, TypeVar
 
 import grpc
 
-from plaudit_client.errors import Cancelled, InvalidRequest, PlauditError, Unavailable, from_rpc
+from plaudit_client.errors import Cancelled, InvalidRequest, PlauditError, ResourceExhausted, Unavailable, from_rpc
 from plaudit_client.retry import Attempts
 from plaudit_client.servers import Server, Servers, at
 from plaudit_client.trace_context import current_span
@@ -122,6 +123,30 @@ class Channel:
             except PlauditError as failure:
                 if (pause := attempts.pause(failure)) is None:
                     raise
+            await asyncio.sleep(pause)
+
+    async def watch(self, method: grpc.aio.UnaryStreamMultiCallable[Q, R], request: Q) -> AsyncGenerator[R]:
+        """Answers without end; until the first has come, asked for again as `insist` does. Raises PlauditError.
+
+        Where too many watch already, that is said at once: they watch without end, too.
+        """
+        attempts, begun = self.attempts(self._timeout), False
+        while True:
+            server = attempts.server()
+            call: grpc.aio.UnaryStreamCall[Q, R] = at(method, server)(request, metadata=self.metadata)
+            try:
+                async for answer in call:
+                    server.answered()
+                    begun = True
+                    yield answer
+                return
+            except grpc.aio.AioRpcError as error:
+                failure = self.failed(server, error)
+            finally:
+                call.cancel()
+            final = begun or isinstance(failure, ResourceExhausted)
+            if final or (pause := attempts.pause(failure)) is None:
+                raise failure from None
             await asyncio.sleep(pause)
 
     async def any(self, method: grpc.aio.UnaryUnaryMultiCallable[Q, R], request: Q, wanted: R) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
 from copy import copy
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,6 @@ from plaudit.v1.policy_pb2_grpc import PolicyServiceStub
 from plaudit.v1.privacy_pb2 import EraseUserRequest
 from plaudit.v1.privacy_pb2_grpc import PrivacyServiceStub
 from plaudit_client.channel import Channel, metadata
-from plaudit_client.errors import from_rpc
 from plaudit_client.kept import Kept, NotKept
 from plaudit_client.loop_types import Loop
 from plaudit_client.reply import Reply
@@ -51,7 +51,8 @@ class AsyncClient:
     share (`servers.py`). Operators' calls (policies, the loop, `erase_user`) are at an address of their own, a server's
     control plane: give it as `address` to make only those, or as `control` beside it to make both kinds.
 
-    Chats that have not begun to answer, and feedback, are tried again while servers cannot take them (`retry.py`).
+    Chats and watches that have not begun to answer, feedback, erasures, and calls that only read are tried again while
+    servers cannot take them (`retry.py`); calls that promote, roll back or give shares are made once.
     Feedback that still cannot be sent is kept, and sent later (`kept.py`).
     """
 
@@ -71,7 +72,7 @@ class AsyncClient:
 
         `api_key`: None: the environment variable PLAUDIT_API_KEY; empty: none.
         `timeout`: seconds for every call but chat, its retries included.
-        `max_retries`: how often a chat or a statement is tried again; 0: never.
+        `max_retries`: how often such a call is tried again; 0: never.
         `keep_feedback`: so many statements that cannot be sent are kept; 0: they raise, as do those past the limit.
         `feedback_file`: where they are kept, so that the next client with that file sends them; None: in memory.
         Raises RuntimeError if no event loop is running, InvalidRequest if an argument is wrong.
@@ -107,7 +108,7 @@ class AsyncClient:
         other = copy(self)
         other._public = self._public.saying(said)
         other._control = other._public if self._control is self._public else self._control.saying(said)
-        other._kept = NotKept(other._say)
+        other._kept = NotKept(other._say, self._kept.turns)
         other._owns = False
         return other
 
@@ -183,9 +184,9 @@ class AsyncClient:
 
         `preferred_over` is the receipt of the other, worse reply. While no server can take it, the statement is sent
         again a few times, then kept (PENDING) and sent later, always with the same idempotency key (its own, if none is
-        given), so it counts once.
-        Raises InvalidRequest (a forged receipt included), FailedPrecondition (an expired receipt) or ServerError; and
-        if it is not kept, ResourceExhausted, Unavailable or DeadlineExceeded.
+        given), so it counts once. Statements on one reply are sent one after another, in the order of the calls.
+        Raises InvalidRequest (a forged receipt included), FailedPrecondition (an expired receipt), RequestTooLarge or
+        ServerError; and if it is not kept, ResourceExhausted, Unavailable or DeadlineExceeded.
         """
         statement = Statement(
             receipt,
@@ -228,7 +229,8 @@ class AsyncClient:
         Yields what is settled whenever more of them are; the last one is the summary. A statement that is refused does
         not keep the others from being taken. If the connection breaks, the rest is sent again a few times, each with
         the same idempotency key. Nothing is kept for later: the caller has it.
-        Raises ResourceExhausted, Unavailable or ServerError; what was settled stays so.
+        Raises ResourceExhausted, RequestTooLarge (it names the statement, which is to be left out), Unavailable or
+        ServerError; what was settled stays so.
 
             async for settled in client.stream_feedback(statements):
                 forget(settled.count)
@@ -237,7 +239,7 @@ class AsyncClient:
 
     async def list_policies(self) -> Policies:
         """All policy versions, oldest first, and which of them answer. Raises Unavailable or ServerError."""
-        response = await self._control.call(self._policies.ListPolicies, ListPoliciesRequest())
+        response = await self._control.insist(self._policies.ListPolicies, ListPoliciesRequest())
         return Policies(
             policies=tuple(Policy.from_proto(policy) for policy in response.policies),
             serving_version=response.serving_version,
@@ -248,7 +250,7 @@ class AsyncClient:
     async def get_policy(self, version: str) -> Policy:
         """One version. Raises NotFound if there is none of that name, Unavailable or ServerError."""
         request = GetPolicyRequest(version=version)
-        response = await self._control.call(self._policies.GetPolicy, request)
+        response = await self._control.insist(self._policies.GetPolicy, request)
         return Policy.from_proto(response.policy)
 
     async def promote_policy(self, version: str, reason: str = "") -> Policy:
@@ -286,21 +288,16 @@ class AsyncClient:
         Raises ResourceExhausted (too many watch), Unavailable (the server stops, or the connection got too old: watch
         again) or ServerError.
         """
-        call = self._policies.WatchPolicies(WatchPoliciesRequest(), metadata=self._control.metadata)
-        try:
-            async for response in call:
+        async with aclosing(self._control.watch(self._policies.WatchPolicies, WatchPoliciesRequest())) as responses:
+            async for response in responses:
                 yield Policy.from_proto(response.policy)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error, self.control) from None
-        finally:
-            call.cancel()
 
     async def get_loop(self) -> Loop:
         """How learning goes: the learner, its rounds, the steps of every version. Raises Unavailable or ServerError.
 
         Needs the permission `observe`, where the server asks for callers.
         """
-        response = await self._control.call(self._loop.GetLoop, GetLoopRequest())
+        response = await self._control.insist(self._loop.GetLoop, GetLoopRequest())
         return Loop.from_proto(response.loop)
 
     async def watch_loop(self) -> AsyncGenerator[Loop]:
@@ -308,14 +305,9 @@ class AsyncClient:
 
         Raises as `watch_policies`.
         """
-        call = self._loop.WatchLoop(WatchLoopRequest(), metadata=self._control.metadata)
-        try:
-            async for response in call:
+        async with aclosing(self._control.watch(self._loop.WatchLoop, WatchLoopRequest())) as responses:
+            async for response in responses:
                 yield Loop.from_proto(response.loop)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error, self.control) from None
-        finally:
-            call.cancel()
 
     async def erase_user(self, user_id: str, reason: str = "") -> Erased:
         """Forget everything that a user said, or was told, until now; the learner follows, and trains without it.

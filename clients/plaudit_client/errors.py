@@ -7,6 +7,7 @@
     ├── NotFound              no such policy version, or no such service at that address
     ├── FailedPrecondition    right, but not now: an expired receipt, a version that was rejected
     ├── ResourceExhausted     too much at once: `retry_after`
+    │   └── RequestTooLarge   more bytes than the server reads
     ├── Unavailable           nothing answers, or the server is draining: `retry_after`
     ├── DeadlineExceeded      the caller's time ran out
     ├── Cancelled             the server ended the call
@@ -34,6 +35,8 @@ class PlauditError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+        self.address = ""
+        """The address that was called, if the message names it: not for strangers' eyes."""
 
 
 class InvalidRequest(PlauditError):
@@ -82,13 +85,17 @@ class _Later(PlauditError):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-        """Seconds after which the same request may succeed; None if the server did not say."""
+        """Seconds after which the same request may succeed; None: the server did not say, and it may never do."""
 
 
 class ResourceExhausted(_Later):
     """The server has too much to do already."""
 
     code = "RESOURCE_EXHAUSTED"
+
+
+class RequestTooLarge(ResourceExhausted):
+    """The request has more bytes than the server reads. Sending it again changes nothing."""
 
 
 class Unavailable(_Later):
@@ -129,6 +136,11 @@ _PLAIN: dict[grpc.StatusCode, type[PlauditError]] = {
 
 _CUT_OFF = "Internal error from Core"
 """What grpc.aio makes, by itself, of a stream that the server ends while the client is sending the next message."""
+# RESOURCE_EXHAUSTED that is gRPC's own says no time: neither where the same request can never succeed, nor where it can
+# as soon as another call has ended.
+_TOO_LARGE = "message larger than max"
+_TOO_MANY_CALLS = "Concurrent RPC limit exceeded"
+_CALL_ENDS = 1.0  # seconds
 
 
 def from_rpc(error: grpc.aio.AioRpcError, address: str) -> PlauditError:
@@ -138,16 +150,21 @@ def from_rpc(error: grpc.aio.AioRpcError, address: str) -> PlauditError:
         violations = _violations(_status(error))
         return InvalidRequest(*violations[0], violations) if violations else InvalidRequest("", message)
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return ResourceExhausted(message, _retry_after(_status(error)))
+        if _TOO_LARGE in message:
+            return RequestTooLarge(message)
+        return ResourceExhausted(message, _CALL_ENDS if _TOO_MANY_CALLS in message else _retry_after(_status(error)))
     if message == _CUT_OFF:
         return Unavailable("the call ended while something was being sent; the server's reason is lost")
     if code == grpc.StatusCode.UNAVAILABLE:
-        return Unavailable(_unreachable(message, address), _retry_after(_status(error)))
+        if message.startswith(_NO_CONNECTION):
+            return _at(address, Unavailable(_unreachable(message, address)))
+        return Unavailable(message, _retry_after(_status(error)))
     if code == grpc.StatusCode.UNIMPLEMENTED:
-        return NotFound(
+        missing = (
             f"{address} does not have this service: chat and feedback are at a server's public address, "
             "operators' calls at its control address"
         )
+        return _at(address, NotFound(missing))
     if code in _PLAIN:
         return _PLAIN[code](message)
     return ServerError(message, code.name)
@@ -208,10 +225,13 @@ _TURNED_AWAY = {
 }
 
 
+def _at(address: str, failure: PlauditError) -> PlauditError:
+    failure.address = address
+    return failure
+
+
 def _unreachable(message: str, address: str) -> str:
     # gRPC's own sentence names every socket address it tried; only its end says why.
-    if not message.startswith(_NO_CONNECTION):
-        return message
     for words, meaning in _TURNED_AWAY.items():
         if words in message:
             return f"no connection to {address}: {meaning}"

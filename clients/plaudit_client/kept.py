@@ -8,8 +8,9 @@ submit ──▶ anything kept? ── no ──▶ send ──▶ answered
                 ▼
               raised
 
-Nothing overtakes what is kept, or a vote that was changed could come before the one it changes. Each statement keeps
-its idempotency key, so one that was sent and not heard of, or sent by two processes that share a file, counts once.
+Nothing overtakes what is kept, nor what is being sent of the same reply and is perhaps tried again just now: a vote
+that was changed could come before the one it changes. Each statement keeps its idempotency key, so one that was sent
+and not heard of, or sent by two processes that share a file, counts once.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import TypeAlias
+from weakref import WeakValueDictionary
 
-from plaudit.v1.feedback_pb2 import StreamFeedbackRequest
+from plaudit.v1.feedback_pb2 import RetractFeedbackRequest, StreamFeedbackRequest, SubmitFeedbackRequest
 from plaudit_client.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -39,11 +42,14 @@ from plaudit_client.types import Durability, Flushed, RefusedFeedback
 logger = logging.getLogger("plaudit_client")
 
 _LATER = (Unavailable, ResourceExhausted, DeadlineExceeded, Cancelled)
-"""What says nothing against the statement."""
-_NEVER = (InvalidRequest, FailedPrecondition)
+"""What says nothing against the statement, unless it is `_final`."""
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 20.0  # seconds between two attempts to send what is kept
 _LAST_CHANCE = 5.0  # seconds for what is kept in memory when the client is closed
+
+
+Turns: TypeAlias = "WeakValueDictionary[str, asyncio.Lock]"
+"""By receipt: who holds it sends, the others wait in the order in which they came. Goes with the last of them."""
 
 
 class Shelf:
@@ -97,6 +103,7 @@ class Kept:
         if file is not None and limit == 0:
             raise InvalidRequest("feedback_file", "is given, and keep_feedback is 0: give one, or neither")
         self._send = send
+        self.turns: Turns = WeakValueDictionary()
         self._limit = limit
         self._shelf = Shelf(file)
         self._in_file = file is not None
@@ -113,12 +120,16 @@ class Kept:
 
     async def submit(self, statement: StreamFeedbackRequest) -> Durability:
         """Where the statement is safe; PENDING: here. Raises what sending does, if it cannot be kept either."""
+        async with _turn(self.turns, statement):
+            return await self._submit(statement)
+
+    async def _submit(self, statement: StreamFeedbackRequest) -> Durability:
         failure: PlauditError | None = None
         if not len(self):
             try:
                 return await self._send(statement)
             except _LATER as error:
-                if not self._limit:
+                if not self._limit or _final(error):
                     raise
                 failure = error
         if (count := len(self)) >= self._limit:
@@ -187,8 +198,10 @@ class Kept:
         """Send one, and forget it. Raises PlauditError if it cannot be sent now."""
         try:
             await self._send(statement)
-        except _NEVER as error:
-            said = statement.submit if statement.HasField("submit") else statement.retract
+        except PlauditError as error:
+            if not _final(error):
+                raise
+            said = _said(statement)
             logger.warning("feedback that was kept is refused, and dropped: %s", error)
             self._refused.append(RefusedFeedback(said.receipt, said.idempotency_key, str(error)))
         else:
@@ -199,15 +212,17 @@ class Kept:
 class NotKept(Kept):
     """Keeps nothing: what cannot be sent now raises."""
 
-    def __init__(self, send: Callable[[StreamFeedbackRequest], Awaitable[Durability]]) -> None:
+    def __init__(self, send: Callable[[StreamFeedbackRequest], Awaitable[Durability]], turns: Turns) -> None:
         self._send = send
+        self.turns = turns
 
     def __len__(self) -> int:
         return 0
 
     async def submit(self, statement: StreamFeedbackRequest) -> Durability:
         """Where the statement is safe. Raises what sending does."""
-        return await self._send(statement)
+        async with _turn(self.turns, statement):
+            return await self._send(statement)
 
     async def flush(self, seconds: float) -> Flushed:
         """There is nothing."""
@@ -215,3 +230,18 @@ class NotKept(Kept):
 
     async def close(self) -> None:
         """There is nothing."""
+
+
+def _said(statement: StreamFeedbackRequest) -> SubmitFeedbackRequest | RetractFeedbackRequest:
+    return statement.submit if statement.HasField("submit") else statement.retract
+
+
+def _turn(turns: Turns, statement: StreamFeedbackRequest) -> asyncio.Lock:
+    return turns.setdefault(_said(statement).receipt, asyncio.Lock())
+
+
+def _final(error: PlauditError) -> bool:
+    """Whether sending the statement again would change nothing."""
+    if isinstance(error, ResourceExhausted):
+        return error.retry_after is None
+    return isinstance(error, InvalidRequest | FailedPrecondition)

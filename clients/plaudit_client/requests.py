@@ -1,7 +1,8 @@
 """From what a caller writes to the contract's messages, checked as far as only the caller's side can.
 
 Ranges are the server's to judge (they are its configuration); what cannot even be put on the wire is refused here, with
-the same exception and the same name of the field.
+the same exception and the same name of the field. So is a comment that is longer than the contract allows: a message
+that is too large is refused by gRPC, which names no field.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from plaudit_client.errors import InvalidRequest
 from plaudit_client.types import Message
 
 _ROLES = {"system": Role.ROLE_SYSTEM, "user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT}
+_LONGEST_COMMENT = 4096  # bytes; feedback.proto
 _THUMBS = {"up": Thumb.THUMB_UP, "down": Thumb.THUMB_DOWN}
 
 
@@ -65,7 +67,7 @@ def feedback_request(
     user_id: str,
     idempotency_key: str,
 ) -> SubmitFeedbackRequest:
-    """Raises InvalidRequest unless exactly one verdict is given, and as `chat_request` does."""
+    """Raises InvalidRequest unless exactly one verdict is given, if a comment is too long, and as `chat_request`."""
     verdicts = {"thumb": thumb, "rating": rating, "preferred_over": preferred_over, "comment": comment}
     given = [name for name, value in verdicts.items() if value is not None]
     if len(given) != 1:
@@ -87,6 +89,8 @@ def feedback_request(
         request.preference.over_receipt = _text("preference.over_receipt", preferred_over)
     elif comment is not None:
         request.comment = _text("comment", comment)
+        if (size := len(comment.encode())) > _LONGEST_COMMENT:
+            raise InvalidRequest("comment", f"has {size:,} bytes; the most is {_LONGEST_COMMENT:,}")
     return request
 
 

@@ -1,10 +1,10 @@
 """Whether, where and after which pause a call is made again. No I/O here: whoever makes the call also waits.
 
 Made again is what the server could not take now and may be said twice: `Unavailable`, `Cancelled` (what runs when a
-server stops may end so), and `ResourceExhausted` if the server says when to come back (RetryInfo). If another server
-has not refused yet, it is asked at once; else the pause doubles from 0.1 s, with jitter, and is never shorter than what
-the server asked for. A call is never made again past its deadline: if the pause would end after it, the failure is
-raised at once, and the caller keeps the time.
+server stops may end so), and `ResourceExhausted` if it is known when to come back: the server says so (RetryInfo), or
+gRPC has all the calls it takes. If another server has not refused yet, it is asked at once; else the pause doubles from
+0.1 s, with jitter, and is never shorter than what the server asked for. A call is never made again past its deadline:
+if the pause would end after it, the failure is raised at once, and the caller keeps the time.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import grpc
 
 from plaudit.v1.feedback_pb2 import RetractFeedbackRequest, StreamFeedbackRequest, StreamFeedbackResponse
 from plaudit_client.channel import Channel
+from plaudit_client.errors import RequestTooLarge
 from plaudit_client.requests import feedback_request
 from plaudit_client.servers import at
 from plaudit_client.types import RefusedStatement, Settled
@@ -100,6 +101,8 @@ async def stream(
                 call.cancel()
                 sending.cancel()
                 await asyncio.gather(sending, return_exceptions=True)  # it fails with its connection
+            if isinstance(failure, RequestTooLarge) and unsettled:
+                failure = _naming(failure, settled.count, unsettled)
             if (pause := attempts.pause(failure)) is None:
                 raise failure from None
             await asyncio.sleep(pause)
@@ -140,6 +143,12 @@ async def _send(
         await call.write(following)
     waiting.put_nowait(None)  # the next connection, too, is to find the end
     await call.done_writing()
+
+
+def _naming(failure: RequestTooLarge, settled: int, unsettled: Iterable[StreamFeedbackRequest]) -> RequestTooLarge:
+    """gRPC says the size only, and the stream would end there again, however often the caller began anew."""
+    size, index = max((statement.ByteSize(), -index) for index, statement in enumerate(unsettled))
+    return RequestTooLarge(f"statement {settled - index} (the first is 0) has {size:,} bytes: {failure.message}")
 
 
 def _add(before: Settled, answer: StreamFeedbackResponse) -> Settled:

@@ -147,7 +147,7 @@ def build(
         try:
             serves = await client.healthy()
         except PlauditError as error:
-            raise errors.Wrong(503, error.message, code="unavailable") from None
+            raise errors.Wrong(503, errors.told(error), code="unavailable") from None
         if not serves:
             raise errors.Wrong(503, "the server does not serve yet, or is going down", code="unavailable")
         return {"status": "serving"}
@@ -158,8 +158,10 @@ def build(
             CORSMiddleware,
             allow_origins=settings.allow_origin,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            # OpenAI's client for browsers sends X-Stainless-… of its own. There are no cookies to guard: to send a key,
+            # a page must know it.
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After", "Retry-After-Ms"],
         )
     app.add_middleware(Edge, settings=settings, metrics=metrics)
     _tell_the_truth(app)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import socket
 import ssl
 import sys
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ def main() -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters is raised
     log_to_stderr(PROGRAM, settings.log_format, settings.log_level)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # anybody can fill the log; Edge says what matters
+    _allow_open_files()
     from plaudit_client import PlauditError
 
     try:
@@ -44,6 +46,13 @@ def main() -> int:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _allow_open_files() -> None:
+    """As many as this process may have: often it begins with 1,024, fewer than connections, and then takes no more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # some systems call it unlimited, and it is not
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _until_asked(settings: GatewaySettings) -> None:
@@ -66,6 +75,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, started: asyncio.F
     from plaudit_client import AsyncClient
     from plaudit_gateway import certificate
     from plaudit_gateway.api import build
+    from plaudit_gateway.connections import bounded
     from plaudit_gateway.metrics import GatewayMetrics
 
     class Server(uvicorn.Server):
@@ -106,14 +116,13 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, started: asyncio.F
         url = f"{'http' if tls is None else 'https'}://{settings.listen.rpartition(':')[0]}:{sock.getsockname()[1]}"
         config = uvicorn.Config(
             build(settings, client, metrics, stop, _observe_key(settings)),
-            http="h11",
+            http=bounded(settings.max_connections, settings.head_seconds, metrics.refused.labels("connection").inc),
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=settings.max_connections,
             timeout_graceful_shutdown=settings.drain_seconds,
             ssl_context_factory=None if tls is None else lambda *_: tls,
         )

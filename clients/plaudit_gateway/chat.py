@@ -15,7 +15,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from plaudit_client import AsyncClient, FinishReason, NotFound, PlauditError, Reply, Token
+from plaudit_client import AsyncClient, FinishReason, NotFound, PlauditError, Reply, RequestTooLarge, Token
 from plaudit_gateway.chat_request import ChatCompletionRequest, no_model
 from plaudit_gateway.errors import Wrong, from_client
 from plaudit_gateway.metrics import GatewayMetrics
@@ -52,6 +52,9 @@ async def complete(
         metrics.first_piece.observe(time.perf_counter() - began)
     except NotFound as error:
         raise (no_model(version) if version else from_client(error, {})) from None
+    except RequestTooLarge as error:
+        message = f"the conversation is too large for the server; make it shorter ({error.message})"
+        raise Wrong(400, message, code="context_length_exceeded", param="messages") from None
     except PlauditError as error:
         raise from_client(error, body.names()) from None
     return EventStream(_chunks(completion, first, pieces))

@@ -50,10 +50,13 @@ class GatewaySettings(ProgramSettings):
     given, requests for other names are refused."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 4 << 20
     """The largest request body."""
+    head_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """How long a connection may stay open before the head of its next request is there."""
     body_seconds: Annotated[float, Field(gt=0)] = 30.0
     """How long a request body may take to arrive."""
     max_connections: Annotated[int, Field(ge=1)] = 1024
-    """Connections open at once; requests on more of them are answered with 503."""
+    """Connections open at once; one more takes the place of the one that has waited longest for a request's head, or is
+    closed if requests run on all."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port of Prometheus metrics; 0: none."""
     metrics_host: str = "127.0.0.1"

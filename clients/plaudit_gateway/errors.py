@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,10 +26,13 @@ from plaudit_client import (
     NotFound,
     PermissionDenied,
     PlauditError,
+    RequestTooLarge,
     ResourceExhausted,
     Unauthenticated,
     Unavailable,
 )
+
+log = logging.getLogger(__name__)
 
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
@@ -99,16 +104,33 @@ def from_client(error: PlauditError, names: Mapping[str, str]) -> Wrong:
         case PermissionDenied():
             return Wrong(403, error.message, code="permission_denied")
         case NotFound():
-            return Wrong(404, error.message, code="not_found")
+            return Wrong(404, told(error), code="not_found")
         case FailedPrecondition():
             return Wrong(400, error.message, code="failed_precondition")
+        case RequestTooLarge():
+            return Wrong(413, f"the request is too large for the server: {error.message}", code="too_large")
         case ResourceExhausted():
             return Wrong(429, error.message, code="rate_limit_exceeded", headers=_retry_after(error))
         case Unavailable():
-            return Wrong(503, error.message, code="unavailable", headers=_retry_after(error))
+            return Wrong(503, told(error), code="unavailable", headers=_retry_after(error))
         case DeadlineExceeded():
             return Wrong(504, error.message, code="timeout")
     return Wrong(500, error.message, code=error.code.lower())
+
+
+_LOG_EVERY = 10.0  # seconds; anybody can ask as often as they like
+_logged = -_LOG_EVERY
+
+
+def told(error: PlauditError) -> str:
+    """Its sentence for strangers: without the servers' addresses, which go to the log."""
+    global _logged  # noqa: PLW0603
+    if not error.address:
+        return error.message
+    if (now := time.monotonic()) >= _logged + _LOG_EVERY:
+        _logged = now
+        log.warning("%s", error.message)
+    return "no server answers" if isinstance(error, Unavailable) else "the server does not have this service"
 
 
 def _named(field: str, names: Mapping[str, str]) -> str | None:

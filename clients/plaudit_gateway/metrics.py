@@ -34,9 +34,10 @@ class GatewayMetrics:
         )
         self.refused = Counter(
             "plaudit_gateway_refused",
-            "Requests refused before any route saw them: host (a foreign name), origin (another web page).",
+            "What was refused before any route saw it: requests by host (a foreign name) or origin (another web page); "
+            "connections (one too many, or without a request's head in time).",
             ["why"],
             registry=registry,
         )
-        for why in ("host", "origin"):
+        for why in ("host", "origin", "connection"):
             self.refused.labels(why)

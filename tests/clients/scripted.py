@@ -20,6 +20,7 @@ from grpc_status import rpc_status
 from plaudit.v1 import chat_pb2, feedback_pb2, policy_pb2, sampling_pb2
 from plaudit.v1.chat_pb2_grpc import ChatServiceServicer, add_ChatServiceServicer_to_server
 from plaudit.v1.feedback_pb2_grpc import FeedbackServiceServicer, add_FeedbackServiceServicer_to_server
+from plaudit.v1.loop_pb2_grpc import LoopServiceServicer, add_LoopServiceServicer_to_server
 from plaudit.v1.policy_pb2_grpc import PolicyServiceServicer, add_PolicyServiceServicer_to_server
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -164,6 +165,7 @@ class Script(ChatServiceServicer, FeedbackServiceServicer, PolicyServiceServicer
         )
 
     async def GetPolicy(self, request: policy_pb2.GetPolicyRequest, context: Context) -> policy_pb2.GetPolicyResponse:
+        await self._fail_if_told(context)
         if request.version == "v2" and self.canary:
             return policy_pb2.GetPolicyResponse(policy=self._canary(self.canary))
         if request.version != "v1":
@@ -174,6 +176,7 @@ class Script(ChatServiceServicer, FeedbackServiceServicer, PolicyServiceServicer
         self, request: policy_pb2.PromotePolicyRequest, context: Context
     ) -> policy_pb2.PromotePolicyResponse:
         self.reasons.append(request.reason)
+        await self._fail_if_told(context)
         if request.version != "v1":
             failure = Failure(grpc.StatusCode.FAILED_PRECONDITION, f"{request.version} is rejected")
             await fail(context, failure)
@@ -205,18 +208,21 @@ class Script(ChatServiceServicer, FeedbackServiceServicer, PolicyServiceServicer
     async def WatchPolicies(
         self, request: policy_pb2.WatchPoliciesRequest, context: Context
     ) -> AsyncIterator[policy_pb2.WatchPoliciesResponse]:
+        await self._fail_if_told(context)
         yield policy_pb2.WatchPoliciesResponse(policy=self._policy("v1", policy_pb2.POLICY_STATE_STABLE))
         yield policy_pb2.WatchPoliciesResponse(policy=self._canary(0.1))
         await fail(context, Failure(grpc.StatusCode.UNAVAILABLE, "this server is stopping"))
 
 
 @asynccontextmanager
-async def serving(script: Script, *, healthy: bool = True) -> AsyncIterator[str]:
-    """The address at which `script` answers."""
-    server = grpc.aio.server()
+async def serving(script: Script, *, healthy: bool = True, calls: int | None = None) -> AsyncIterator[str]:
+    """The address at which `script` answers, so many calls at once; None: without a limit."""
+    server = grpc.aio.server(maximum_concurrent_rpcs=calls)
     add_ChatServiceServicer_to_server(script, server)
     add_FeedbackServiceServicer_to_server(script, server)
     add_PolicyServiceServicer_to_server(script, server)
+    if isinstance(script, LoopServiceServicer):
+        add_LoopServiceServicer_to_server(script, server)
     servicer = health.aio.HealthServicer()
     status = health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING
     await servicer.set("", status)

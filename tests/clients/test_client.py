@@ -302,6 +302,14 @@ async def test_a_vote_says_one_thing(client: AsyncClient, script: Script, verdic
     assert script.feedback == []
 
 
+async def test_a_comment_is_as_long_as_the_contract_says(client: AsyncClient, script: Script) -> None:
+    """A much longer one would be refused by gRPC, which names no field."""
+    with pytest.raises(InvalidRequest, match="comment: has 4,097 bytes; the most is 4,096") as caught:
+        await client.submit_feedback("r", comment="é" * 2048 + "x")
+    assert (caught.value.field, script.feedback) == ("comment", [])
+    await client.submit_feedback("r", comment="é" * 2048)
+
+
 async def test_a_deadline_is_kept(client: AsyncClient, script: Script) -> None:
     script.endless = True
     with pytest.raises(DeadlineExceeded):

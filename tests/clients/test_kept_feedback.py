@@ -12,7 +12,17 @@ from pathlib import Path
 import grpc
 import pytest
 
-from plaudit_client import AsyncClient, Durability, FailedPrecondition, Flushed, Unavailable
+from plaudit_client import (
+    AsyncClient,
+    Durability,
+    FailedPrecondition,
+    Flushed,
+    RequestTooLarge,
+    ResourceExhausted,
+    Settled,
+    Statement,
+    Unavailable,
+)
 from plaudit_client.retry import MAX_RETRIES
 from tests.clients.scripted import Failure, Script, serving
 
@@ -68,6 +78,88 @@ async def test_nothing_overtakes_what_is_kept(address: str, script: Script) -> N
         assert await client.submit_feedback("r", thumb="down", idempotency_key="second") is Durability.PENDING
         await client.flush_feedback(20)
         assert keys(script) == ["first", "second"]
+
+
+@pytest.mark.parametrize("anothers", [False, True], ids=["one client", "another caller's"])
+async def test_nothing_overtakes_what_is_tried_again(client: AsyncClient, script: Script, anothers: bool) -> None:
+    """The mind is changed while the server, which is busy, is waited for; other replies' votes do not wait for that."""
+    teller = client.with_api_key("plaudit_ann") if anothers else client
+    script.failures = [Failure(Code.UNAVAILABLE, retry_after=1.0)]
+    first = asyncio.create_task(teller.submit_feedback("r", thumb="up", idempotency_key="first"))
+    async with asyncio.timeout(10):
+        while script.failures:
+            await asyncio.sleep(0.01)
+    second = asyncio.create_task(client.retract_feedback("r", idempotency_key="second"))
+    await client.submit_feedback("other", thumb="up", idempotency_key="other")
+    assert (keys(script), script.retractions) == (["first", "other"], [])
+    assert not second.done()
+    assert await first is Durability.EVENT_LOG
+    await second
+    assert keys(script) == ["first", "other", "first"]
+    assert not client._kept.turns, "nobody waits"
+
+
+async def test_who_gives_up_lets_the_next_one_go(client: AsyncClient, script: Script) -> None:
+    script.failures = [Failure(Code.UNAVAILABLE, retry_after=9.0)]
+    first = asyncio.create_task(client.submit_feedback("r", thumb="up"))
+    async with asyncio.timeout(8):
+        while script.failures:
+            await asyncio.sleep(0.01)
+        second = asyncio.create_task(client.submit_feedback("r", thumb="down"))
+        first.cancel()
+        assert await second is Durability.EVENT_LOG
+
+
+LARGE = "r" * (5 << 20)
+"""A receipt that makes a message larger than what gRPC takes: 4 MiB, where no server says otherwise."""
+
+
+async def test_what_is_too_large_is_raised_and_not_kept(client: AsyncClient, script: Script) -> None:
+    with pytest.raises(RequestTooLarge, match="message larger than max"):
+        await client.submit_feedback(LARGE, thumb="up")
+    script.failures = [Failure(Code.RESOURCE_EXHAUSTED)]
+    with pytest.raises(ResourceExhausted):
+        await client.submit_feedback("r", thumb="up")
+    assert client.pending_feedback == 0
+    assert await client.submit_feedback("r", thumb="up") is Durability.EVENT_LOG
+
+
+async def test_what_turns_out_to_be_too_large_holds_up_nothing(script: Script, tmp_path: Path) -> None:
+    """It was kept while nothing answered, so nobody had said so."""
+    file = tmp_path / "votes.sqlite"
+    async with AsyncClient("127.0.0.1:1", max_retries=0, feedback_file=file) as client:
+        assert await client.submit_feedback(LARGE, thumb="up", idempotency_key="large") is Durability.PENDING
+        assert await client.submit_feedback("r", thumb="up", idempotency_key="next") is Durability.PENDING
+    async with serving(script) as address, AsyncClient(address, feedback_file=file) as client:
+        flushed = await client.flush_feedback(20)
+        assert (flushed.delivered, flushed.pending) == (1, 0)
+        assert [(refused.idempotency_key, refused.receipt) for refused in flushed.refused] == [("large", LARGE)]
+    assert keys(script) == ["next"]
+
+
+async def test_a_stream_names_what_is_too_large(client: AsyncClient) -> None:
+    small = [Statement("r", thumb="up") for _ in range(3)]
+    stream = client.stream_feedback([*small, Statement(LARGE, thumb="up"), *small])
+    with pytest.raises(RequestTooLarge, match=r"^statement 3 \(the first is 0\) has 5,242,\d\d\d bytes: .*than max"):
+        await _end(stream)
+
+
+async def _end(settled: AsyncIterator[Settled]) -> None:
+    async for _ in settled:
+        pass
+
+
+async def test_what_grpc_has_no_call_for_is_kept(script: Script) -> None:
+    """It gives no time, as for what is too large; but as soon as another call has ended there is one."""
+    script.endless = True
+    async with serving(script, calls=1) as address, AsyncClient(address, max_retries=0) as client:
+        reply = client.chat("Hi")
+        async for _ in reply:
+            assert await client.submit_feedback("r", thumb="up", idempotency_key="k") is Durability.PENDING
+            break
+        reply.cancel()
+        assert await client.flush_feedback(20) == Flushed(1, 0, ())
+    assert keys(script) == ["k"]
 
 
 async def test_what_cannot_be_kept_is_refused_at_once(address: str, script: Script) -> None:

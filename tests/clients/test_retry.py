@@ -11,6 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
+from plaudit.v1 import loop_pb2
+from plaudit.v1.loop_pb2_grpc import LoopServiceServicer
 from plaudit_client import (
     AsyncClient,
     DeadlineExceeded,
@@ -23,7 +25,7 @@ from plaudit_client import (
 from plaudit_client.channel import targets
 from plaudit_client.retry import Attempts, back_off
 from plaudit_client.servers import Servers
-from tests.clients.scripted import Failure, Script, serving
+from tests.clients.scripted import Context, Failure, Script, serving
 
 Code = grpc.StatusCode
 AWAY = Unavailable("away")
@@ -110,11 +112,52 @@ async def test_a_chat_that_waits_can_be_cancelled(client: AsyncClient, script: S
     assert (reply.finish_reason, len(script.chats)) == (FinishReason.CANCELLED, 1)
 
 
-async def test_operators_calls_are_made_once(client: AsyncClient, script: Script) -> None:
+async def test_what_changes_a_version_is_said_once(client: AsyncClient, script: Script) -> None:
     script.failures = [Failure(Code.UNAVAILABLE)]
     with pytest.raises(Unavailable):
-        await client.list_policies()
-    assert script.failures == []
+        await client.promote_policy("v1")
+    assert len(script.reasons) == 1
+
+
+async def test_what_only_reads_is_asked_again(client: AsyncClient, script: Script) -> None:
+    script.failures = [Failure(Code.UNAVAILABLE)]
+    assert (await client.list_policies()).serving_version == "v0"
+    script.failures = [Failure(Code.UNAVAILABLE)]
+    assert (await client.get_policy("v1")).version == "v1"
+
+
+class Learning(Script, LoopServiceServicer):
+    """Has a loop to show, too."""
+
+    async def GetLoop(self, request: loop_pb2.GetLoopRequest, context: Context) -> loop_pb2.GetLoopResponse:
+        await self._fail_if_told(context)
+        return loop_pb2.GetLoopResponse()
+
+    async def WatchLoop(
+        self, request: loop_pb2.WatchLoopRequest, context: Context
+    ) -> AsyncIterator[loop_pb2.WatchLoopResponse]:
+        await self._fail_if_told(context)
+        yield loop_pb2.WatchLoopResponse()
+
+
+async def test_so_is_the_loop() -> None:
+    script = Learning()
+    async with serving(script) as address, AsyncClient(address) as client:
+        script.failures = [Failure(Code.UNAVAILABLE)]
+        assert (await client.get_loop()).learner is None
+        script.failures = [Failure(Code.UNAVAILABLE)]
+        assert [loop.learner async for loop in client.watch_loop()] == [None]
+
+
+async def test_a_watch_is_begun_again_until_it_has_begun(client: AsyncClient, script: Script) -> None:
+    script.failures = [Failure(Code.UNAVAILABLE)]
+    watch = client.watch_policies()
+    assert [(await anext(watch)).version, (await anext(watch)).version] == ["v1", "v2"]
+    with pytest.raises(Unavailable, match="this server is stopping"):
+        await anext(watch)
+    script.failures = [Failure(Code.RESOURCE_EXHAUSTED, "too many watch", retry_after=0.1)]
+    with pytest.raises(ResourceExhausted):
+        await anext(client.watch_policies())
 
 
 async def test_one_server_that_refuses_is_passed_over(script: Script) -> None:

@@ -143,22 +143,31 @@ async def test_cors_for_those_who_are_named() -> None:
     app, _ = made(allow_origin=["https://app.example"])
     asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
     async with calling(app) as http:
-        answer = await http.options("/v1/feedback", headers=asked)
+        stainless = "authorization,content-type,x-stainless-lang,x-stainless-retry-count"
+        answer = await http.options("/v1/feedback", headers={**asked, "Access-Control-Request-Headers": stainless})
+        assert answer.status_code == 200, "OpenAI's client sends all of these"
+        assert answer.headers["access-control-allow-headers"] == stainless
         assert answer.headers["access-control-allow-origin"] == "https://app.example"
         assert "access-control-allow-credentials" not in answer.headers
         refused = await http.options("/v1/feedback", headers={**asked, "Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in refused.headers
         said = await http.post("/v1/feedback", json={}, headers={"Origin": "https://app.example"})
         assert said.status_code == 400, "refused for what it says, not for where it comes from"
+        assert {"X-Request-Id", "Retry-After-Ms"} <= set(said.headers["access-control-expose-headers"].split(", "))
 
 
-async def test_no_server_no_answer_but_in_words() -> None:
+async def test_no_server_no_answer_but_in_words(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where the servers would be is not a stranger's to know."""
+    monkeypatch.setattr("plaudit_gateway.errors._logged", float("-inf"))
     app, metrics = made()
     async with calling(app) as http:
         answer = await http.post("/v1/chat/completions", json=CHAT)
         assert (answer.status_code, problem(answer)["code"]) == (503, "unavailable")
-        assert "nothing answers at 127.0.0.1:1" in problem(answer)["message"]
-        assert (await http.get("/healthz")).status_code == 503
+        assert problem(answer)["message"] == "no server answers"
+        answer = await http.get("/healthz")
+        assert (answer.status_code, problem(answer)["message"]) == (503, "no server answers")
         answer = await http.post("/v1/policies/v1/promote", json={})
         assert (answer.status_code, problem(answer)["code"]) == (404, "no_control")
         assert (await http.get("/v1/models")).json()["data"][0]["id"] == "plaudit"
@@ -166,6 +175,8 @@ async def test_no_server_no_answer_but_in_words() -> None:
         "plaudit_gateway_requests_total", {"route": "/v1/chat/completions", "status": "503"}
     )
     assert count == 1
+    logged = [record.message for record in caplog.records if record.name == "plaudit_gateway.errors"]
+    assert logged == ["nothing answers at 127.0.0.1:1 (connection refused)"], "and not for each who asks"
 
 
 async def test_the_unforeseen_shows_a_number_and_quotes_nobody(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import grpc
+import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI, AsyncStream
-from openai.types.chat import ChatCompletionChunk
+from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 
 from plaudit_server.rpc import Addresses
 from tests.clients.scripted import Failure, Script, serving
@@ -70,6 +71,43 @@ async def test_when_to_come_back(
     script.failures.append(Failure(code, retry_after=0.01))
     answer = await client.with_options(max_retries=1).chat.completions.create(model="plaudit", messages=HELLO)
     assert answer.choices[0].message.content == "HELLO "
+
+
+LONG: list[ChatCompletionMessageParam] = [{"role": "user", "content": "x" * (5 << 20)}]
+"""More than gRPC takes: 4 MiB, where no server says otherwise."""
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_a_conversation_that_is_too_large_is_the_callers_to_shorten(stream: bool) -> None:
+    """It is no limit that passes: whoever tries again is refused again."""
+    async with serving(Script()) as address, gateway(Addresses(address, address), max_body_bytes=6 << 20) as url:
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="k" * 8, max_retries=0) as client:
+            with pytest.raises(openai.BadRequestError, match="make it shorter") as caught:
+                await client.chat.completions.create(model="plaudit", messages=LONG, stream=stream)
+            assert (caught.value.param, caught.value.code) == ("messages", "context_length_exceeded")
+        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+            answer = await http.post("/v1/feedback", json={"receipt": "r" * (5 << 20), "thumb": "up"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+
+
+async def test_a_server_that_has_all_the_calls_it_takes_is_a_limit_that_passes(script: Script) -> None:
+    """gRPC's own, which says no time either."""
+    script.endless = True
+    async with serving(script, calls=1) as address, gateway(Addresses(address, address)) as url:
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="k" * 8, max_retries=0) as client:
+            async with await client.chat.completions.create(model="plaudit", messages=HELLO, stream=True) as stream:
+                await anext(aiter(stream))
+                with pytest.raises(openai.RateLimitError) as caught:
+                    await client.chat.completions.create(model="plaudit", messages=HELLO)
+    assert caught.value.code == "rate_limit_exceeded"
+    assert caught.value.response.headers["retry-after"] == "1"
+
+
+async def test_what_a_server_does_not_have_names_no_address(script: Script) -> None:
+    async with serving(script) as address, gateway(Addresses(address, address)) as url:
+        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+            answer = await http.get("/v1/loop")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (404, "the server does not have this service")
 
 
 async def test_a_reply_that_breaks_off_says_so(script: Script, client: AsyncOpenAI) -> None:

@@ -8,7 +8,7 @@ import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,76 @@ async def _until_closed(url: str) -> None:
                 await asyncio.sleep(0.01)
 
 
+NOBODY = Addresses("127.0.0.1:1", "127.0.0.1:1")
+HALF = b"GET /v1/page HTTP/1.1\r\nHost: 127"
+
+
+async def _said(url: str, words: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection of a stranger's, who says so much and then nothing."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(words)
+    return reader, writer
+
+
+async def _end(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter], patience: float = 30) -> bytes:
+    """What came before it was closed from the other side. Raises TimeoutError."""
+    reader, writer = connection
+    try:
+        with suppress(ConnectionResetError):
+            return await asyncio.wait_for(reader.read(), patience)
+        return b""
+    finally:
+        writer.close()
+
+
+async def test_silent_connections_shut_nobody_out() -> None:
+    async with gateway(NOBODY, max_connections=3, head_seconds=600) as url:
+        silent = [await _said(url, HALF if number % 2 else b"") for number in range(8)]
+        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+            assert (await http.get("/v1/page")).status_code == 200
+            assert (await http.get("/healthz")).headers["x-request-id"], "an answer, though of no server"
+            assert [await _end(each) for each in silent[:6]] == [b""] * 6, "who waited longest made room"
+            for each in silent[6:]:
+                with pytest.raises(TimeoutError):
+                    await _end(each, 0.05)
+
+
+async def test_a_head_that_does_not_come_is_not_waited_for() -> None:
+    async with gateway(NOBODY, head_seconds=0.3) as url:
+        for words in (b"", HALF):
+            assert await _end(await _said(url, words)) == b""
+        whole = b"GET /v1/page HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        for words in (whole, whole + HALF):
+            assert (await _end(await _said(url, words))).startswith(b"HTTP/1.1 200 "), "and none for the next one"
+        reader, writer = await _said(url, HALF)
+        ended = asyncio.create_task(_end((reader, writer)))
+        while not ended.done():  # uvicorn's own time would begin anew with each byte
+            writer.write(b"x")
+            await asyncio.wait([ended], timeout=0.05)
+        assert await ended == b""
+
+
+async def test_who_is_being_answered_makes_no_room() -> None:
+    script = Held()
+    async with AsyncExitStack() as stack:
+        address = await stack.enter_async_context(serving(script))
+        limits = {"max_connections": 2, "head_seconds": 0.2}
+        url = await stack.enter_async_context(gateway(Addresses(address, address), **limits))
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30))
+        replies = []
+        for _ in range(2):
+            answer = await stack.enter_async_context(http.stream("POST", "/v1/chat/completions", json=CHAT))
+            replies.append(answer.aiter_lines())
+            while "ONE" not in await anext(replies[-1]):
+                pass
+            # At first when the time that a head may take is over; then at once, since there is no room.
+            assert await _end(await _said(url, b"")) == b""
+        script.go_on.set()
+        for lines in replies:
+            assert "data: [DONE]" in [line async for line in lines]
+
+
 async def test_it_ends_with_its_parent() -> None:
     async with started("--server=127.0.0.1:1", "--exit-with-parent") as (process, _):
         assert process.stdin is not None
@@ -102,18 +172,17 @@ async def test_it_ends_with_its_parent() -> None:
 
 
 async def test_what_it_cannot_start_with_is_named(issue: Issue, tmp_path: Path) -> None:
-    nobody = Addresses("127.0.0.1:1", "127.0.0.1:1")
-    async with gateway(nobody) as url:
+    async with gateway(NOBODY) as url:
         with pytest.raises(OSError, match=r"cannot listen at 127\.0\.0\.1"):
-            await gateway(nobody, listen=url.removeprefix("http://")).__aenter__()
+            await gateway(NOBODY, listen=url.removeprefix("http://")).__aenter__()
     with pytest.raises(OSError, match="No such file"):
-        await gateway(nobody, server_ca=tmp_path / "none.pem").__aenter__()
+        await gateway(NOBODY, server_ca=tmp_path / "none.pem").__aenter__()
     one, other = issue("localhost", file="one"), issue("localhost", file="other")
     with pytest.raises(ValueError, match="must be a certificate chain and its unencrypted key"):
-        await gateway(nobody, tls_certificate=one.chain, tls_key=other.key).__aenter__()
+        await gateway(NOBODY, tls_certificate=one.chain, tls_key=other.key).__aenter__()
     (tmp_path / "empty.key").write_text("\n")
     with pytest.raises(ValueError, match="must hold an API key"):
-        await gateway(nobody, observe_key_file=tmp_path / "empty.key").__aenter__()
+        await gateway(NOBODY, observe_key_file=tmp_path / "empty.key").__aenter__()
 
 
 async def test_tls_and_a_renewed_certificate(issue: Issue) -> None:
