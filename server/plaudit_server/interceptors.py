@@ -48,6 +48,7 @@ class Guard(grpc.aio.ServerInterceptor):
         """Of one address. `max_calls`: of known callers, open at once."""
         self._authentication = authentication
         self._metrics = metrics
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._known = Places(max_calls, "calls")
         self._anybody = Places(OPEN_TO_ANYBODY, "calls of this connection to health and reflection")
 
@@ -57,10 +58,16 @@ class Guard(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wrap the kinds of rpc that there are. To gRPC all take streams: those it hands over before it reads."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        method, encode = handler_call_details.method, handler.response_serializer
+        method = handler_call_details.method
+        if method not in self._handlers:
+            handler = await continuation(handler_call_details)
+            if handler is None:  # such names are without end: none is kept
+                return None
+            self._handlers[method] = self._wrapped(handler, method)
+        return self._handlers[method]
+
+    def _wrapped(self, handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+        encode = handler.response_serializer
         behaviour = handler.stream_stream or handler.unary_stream or handler.unary_unary
         ours = method.startswith("/plaudit.")  # health and reflection are anybody's, and not told of
         if inspect.isasyncgenfunction(behaviour):  # reflection's; ours are coroutines that write (see chat.py)
@@ -189,5 +196,5 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], status: status_pb2
     try:
         await context.abort(rich.code, rich.details, tuple(rich.trailing_metadata))
     except grpc.aio.InternalError as error:
-        # A message stands before the status, and the caller does not read it: the call can only be reset.
+        # A message stands before the status, and the caller does not read it: gRPC leaves the call to its caller.
         raise asyncio.CancelledError from error

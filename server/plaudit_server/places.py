@@ -16,7 +16,7 @@ import grpc
 
 from plaudit_server.refusal import Refusal
 
-OPEN_TO_ANYBODY = 16
+OPEN_TO_ANYBODY = 8
 """Calls of health and reflection on one connection. Times --max-connections, it bounds the memory that they take."""
 
 _COME_BACK_SECONDS = 1.0

@@ -88,7 +88,7 @@ def test_the_sdk_asks_no_more_often_than_servers_permit() -> None:
 
 async def test_past_all_calls_that_a_server_takes_it_refuses_and_still_answers_probes(deployment: Deployment) -> None:
     async with deployment.running(max_calls=2) as (_, control), AsyncClient(control, max_retries=0) as client:
-        watches = [client.watch_policies() for _ in range(2)]
+        watches: list[Any] = [client.watch_policies() for _ in range(2)]
         for watch in watches:
             await anext(watch)
         with pytest.raises(ResourceExhausted, match="2 calls are open, the most that this server takes") as refused:
