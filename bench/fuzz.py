@@ -120,8 +120,8 @@ class Drive:
             await self._call(channel, method.path, [hostile.request(method)])
         elif draw < 0.92:  # several, where most take one
             await self._call(channel, method.path, [hostile.request(method) for _ in range(chance.choice((2, 9)))])
-        elif draw < 0.93:  # none: grpc.aio lets such a call wait until its caller ends it
-            await self._call(channel, method.path, [], patience=0.05)
+        elif draw < 0.93:  # none
+            await self._call(channel, method.path, [])
         elif draw < 0.95:
             await self._call(channel, method.path, [hostile.request(method)], metadata=hostile.metadata())
         elif draw < 0.97:

@@ -141,11 +141,17 @@ def build(
         """What the web page has to know of this deployment; needs no key."""
         return JSONResponse(page.About(aspects=settings.aspects, loop=controlled).model_dump())
 
+    looking: asyncio.Task[bool] | None = None
+
     @app.get("/healthz", responses={200: {"description": "The servers serve chats."}})
     async def healthz() -> dict[str, str]:
         """Whether a chat would be answered now."""
+        nonlocal looking
+        if looking is None or looking.done():  # however many ask, servers are asked once: they take few such calls
+            looking = asyncio.create_task(client.healthy())
+            looking.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asked may have left
         try:
-            serves = await client.healthy()
+            serves = await asyncio.shield(looking)
         except PlauditError as error:
             raise errors.Wrong(503, errors.told(error), code="unavailable") from None
         if not serves:

@@ -162,7 +162,7 @@ async def run(settings: ServerSettings, stop: asyncio.Event, started: asyncio.Fu
             PolicyService(event_log, follower, router, settings.max_watchers),
             LoopService(picture, settings.max_watchers),
             PrivacyService(hashed, outbox),
-            guard=Guard(authentication, metrics),
+            guards=[Guard(authentication, metrics, settings.max_calls) for _ in Addresses._fields],
             credentials=credentials,
         )
         keeping = asyncio.create_task(engine.run(rpc.serve_chats), name="engine")

@@ -93,7 +93,8 @@ class ServerSettings(ProgramSettings):
     max_watchers: int = Field(default=64, ge=1)
     """WatchPolicies calls at once, and as many of WatchLoop."""
     max_calls: int = Field(default=2048, ge=1)
-    """Calls of all kinds at once; the last line, at which gRPC itself refuses."""
+    """Calls of known callers open at once, at each address; health and reflection, which anybody may call, are not
+    among them."""
     max_connection_age: float = Field(default=3600.0, ge=0)
     """Seconds after which a connection takes no new calls and its client makes another one, so that load spreads over
     servers that were added meanwhile; 0: never."""

@@ -10,7 +10,6 @@ import logging
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
 from typing import Any
 
 import grpc
@@ -22,9 +21,12 @@ from plaudit_server import caller, calls
 from plaudit_server.authentication import Authentication, permit
 from plaudit_server.calls import Call
 from plaudit_server.metrics import ServerMetrics
+from plaudit_server.places import OPEN_TO_ANYBODY, Places
 from plaudit_server.refusal import Refusal
 
 log = logging.getLogger(__name__)
+
+_REQUEST_SECONDS = 30.0  # from the beginning of a call that takes one request to that request
 
 
 def _meant(record: logging.LogRecord) -> bool:
@@ -38,39 +40,47 @@ logging.getLogger("grpc._cython.cygrpc").addFilter(_meant)
 class Guard(grpc.aio.ServerInterceptor):
     """Lets in who may; turns Refusal into its status, the unforeseen into INTERNAL with a number that the log knows.
 
-    Requests are decoded here, within reach of that: gRPC calls bytes that are no request UNKNOWN. What strangers send
-    is not even decoded.
+    Requests are read and decoded here, within reach of that: gRPC calls bytes that are no request UNKNOWN, and waits
+    for a request for ever, before anybody has asked whose it is. What strangers send is not even read.
     """
 
-    def __init__(self, authentication: Authentication, metrics: ServerMetrics) -> None:
+    def __init__(self, authentication: Authentication, metrics: ServerMetrics, max_calls: int) -> None:
+        """Of one address. `max_calls`: of known callers, open at once."""
         self._authentication = authentication
         self._metrics = metrics
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._known = Places(max_calls, "calls")
+        self._anybody = Places(OPEN_TO_ANYBODY, "calls of this connection to health and reflection")
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap the kinds of rpc that there are; the handler gets bytes, and decodes them itself."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        method, encode = handler_call_details.method, handler.response_serializer
-        decode = _decoder(handler.request_deserializer or bytes)
-        if handler.request_streaming:
-            behaviour = self._guarded(handler.stream_stream, partial(_decode_each, decode), method)
-            return grpc.stream_stream_rpc_method_handler(behaviour, None, encode)
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._guarded(handler.unary_stream, decode, method), None, encode
-            )
-        return grpc.unary_unary_rpc_method_handler(self._guarded(handler.unary_unary, decode, method), None, encode)
+        """Wrap the kinds of rpc that there are. To gRPC all take streams: those it hands over before it reads."""
+        method = handler_call_details.method
+        if method not in self._handlers:
+            handler = await continuation(handler_call_details)
+            if handler is None:  # such names are without end: none is kept
+                return None
+            self._handlers[method] = self._wrapped(handler, method)
+        return self._handlers[method]
 
-    def _guarded(self, behaviour: Any, decode: Callable[[Any], Any], method: str) -> Any:
-        """Handlers are coroutines: streaming ones write to their context (see chat.py). Reflection's is a generator."""
+    def _wrapped(self, handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+        encode = handler.response_serializer
+        behaviour = handler.stream_stream or handler.unary_stream or handler.unary_unary
         ours = method.startswith("/plaudit.")  # health and reflection are anybody's, and not told of
-        behaviour = _writing(behaviour) if inspect.isasyncgenfunction(behaviour) else behaviour
+        if inspect.isasyncgenfunction(behaviour):  # reflection's; ours are coroutines that write (see chat.py)
+            behaviour = _writing(behaviour)
+        elif not handler.response_streaming and not ours:
+            behaviour = _answering(behaviour)
+        guarded = self._guarded(behaviour, handler, method, ours=ours)
+        if handler.response_streaming or not ours:
+            return grpc.stream_stream_rpc_method_handler(guarded, None, encode)
+        return grpc.stream_unary_rpc_method_handler(guarded, None, encode)
 
+    def _guarded(self, behaviour: Any, handler: Any, method: str, *, ours: bool) -> Any:
+        decode = _decoder(handler.request_deserializer or bytes)
         named = method.removeprefix("/").removeprefix("plaudit.v1.")
 
         async def guarded(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
@@ -81,7 +91,9 @@ class Guard(grpc.aio.ServerInterceptor):
                     # Not before: strangers get a line in the log, and fill nobody's traces.
                     calls.current.set(call)
                     call.trace(context)
-                return await behaviour(decode(raw), context)
+                with self._known.one_more() if ours else self._anybody.one_more(context.peer()):
+                    request = _decode_each(decode, raw) if handler.request_streaming else decode(await _only(context))
+                    return await behaviour(request, context)
             except Refusal as refusal:
                 call.code, call.wrong = refusal.code.name, refusal.field or ""
                 await _abort(context, refusal.status())
@@ -134,6 +146,20 @@ def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return decoded
 
 
+async def _only(context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+    """The request of a call that takes one. Raises Refusal if there is none, or none in time."""
+    try:
+        async with asyncio.timeout(_REQUEST_SECONDS):
+            raw = await context.read()
+    except TimeoutError as error:
+        raise Refusal(
+            grpc.StatusCode.DEADLINE_EXCEEDED, f"no request came within {_REQUEST_SECONDS:g} s of the call's beginning"
+        ) from error
+    if raw is grpc.aio.EOF:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the call ended without a request; send one")
+    return bytes(raw)
+
+
 async def _decode_each(decode: Callable[[bytes], Any], raw: AsyncIterator[bytes]) -> AsyncIterator[Any]:
     async for each in raw:
         yield decode(each)
@@ -145,6 +171,15 @@ def _writing(generator: Any) -> Any:
             await context.write(response)
 
     return writing
+
+
+def _answering(behaviour: Any) -> Any:
+    """Writes its answer itself: where gRPC does, the call's place is free before the answer is gone."""
+
+    async def answering(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        await context.write(await behaviour(request, context))
+
+    return answering
 
 
 def _internal(method: str, error: Exception) -> status_pb2.Status:
@@ -161,5 +196,5 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], status: status_pb2
     try:
         await context.abort(rich.code, rich.details, tuple(rich.trailing_metadata))
     except grpc.aio.InternalError as error:
-        # A message stands before the status, and the caller does not read it: the call can only be reset.
+        # A message stands before the status, and the caller does not read it: gRPC leaves the call to its caller.
         raise asyncio.CancelledError from error

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 import grpc
 from google.protobuf.descriptor import FileDescriptor
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from plaudit.v1 import (
@@ -26,7 +26,7 @@ from plaudit.v1 import (
     privacy_pb2,
     privacy_pb2_grpc,
 )
-from plaudit_server import connections, wire
+from plaudit_server import connections, health, wire
 from plaudit_server.chat import ChatService
 from plaudit_server.config import ServerSettings
 from plaudit_server.feedback import FeedbackService
@@ -62,24 +62,24 @@ class Rpc:
         loop: LoopService,
         privacy: PrivacyService,
         *,
-        guard: Guard,
+        guards: Sequence[Guard],
         credentials: Sequence[grpc.ServerCredentials | None],
     ) -> None:
-        """`credentials`: of each address its own; None: no TLS."""
+        """`guards`, `credentials`: of each address its own; None: no TLS."""
         self._chat = chat
         self._policies = policies
         self._loop = loop
         self._feedback = feedback
         self._chats = True
-        self._listening = False
         addresses = Addresses(settings.listen, settings.control_listen)
-        public, control = (_Port(*place, guard, settings) for place in zip(addresses, credentials, strict=True))
+        public, control = (_Port(*place, settings) for place in zip(addresses, credentials, guards, strict=True))
         self._ports = (public, control)
         public.add(chat_pb2.DESCRIPTOR, chat_pb2_grpc.add_ChatServiceServicer_to_server, chat)
         public.add(feedback_pb2.DESCRIPTOR, feedback_pb2_grpc.add_FeedbackServiceServicer_to_server, feedback)
         control.add(policy_pb2.DESCRIPTOR, policy_pb2_grpc.add_PolicyServiceServicer_to_server, policies)
         control.add(loop_pb2.DESCRIPTOR, loop_pb2_grpc.add_LoopServiceServicer_to_server, loop)
         control.add(privacy_pb2.DESCRIPTOR, privacy_pb2_grpc.add_PrivacyServiceServicer_to_server, privacy)
+        self._say()
 
     @property
     def running(self) -> int:
@@ -87,11 +87,8 @@ class Rpc:
         return self._chat.admission.admitted
 
     async def start(self) -> Addresses:
-        """Listen, and say SERVING; returns where. Raises OSError if it cannot listen there."""
-        addresses = Addresses(*[await port.start() for port in self._ports])
-        self._listening = True
-        await self._say()
-        return addresses
+        """Listen; returns where. Raises OSError if it cannot listen there."""
+        return Addresses(*[await port.start() for port in self._ports])
 
     async def stop(self, drain_seconds: float) -> None:
         """Say NOT_SERVING, refuse new chats, let running ones end for up to `drain_seconds`, then close.
@@ -99,7 +96,7 @@ class Rpc:
         Until they have ended, votes are still taken and health still answers.
         """
         for port in self._ports:
-            await port.health.enter_graceful_shutdown()
+            port.health.stop()
         await self._policies.stop()
         await self._loop.stop()
         await self._chat.admission.drain(drain_seconds)
@@ -109,13 +106,12 @@ class Rpc:
     async def serve_chats(self, serves: bool) -> None:
         """Say in health whether chats are served; so does the public port as a whole. The other services go on."""
         self._chats = serves
-        if self._listening:
-            await self._say()
+        self._say()
 
-    async def _say(self) -> None:
+    def _say(self) -> None:
         public, control = self._ports
-        await public.say(chat=self._chats)
-        await control.say(chat=True)
+        public.say(chat=self._chats)
+        control.say(chat=True)
 
 
 class _Port:
@@ -131,11 +127,10 @@ class _Port:
         self._address = address
         self._credentials = credentials
         self._services: list[str] = []
-        self.health = health.aio.HealthServicer()
+        self.health = health.Health()
         self.server = grpc.aio.server(
             interceptors=[guard],
             options=[*wire.options(settings), *connections.options(settings), ("grpc.so_reuseport", 0)],
-            maximum_concurrent_rpcs=settings.max_calls,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
 
@@ -159,9 +154,6 @@ class _Port:
         await self.server.start()
         return f"{host}:{port}"
 
-    async def say(self, *, chat: bool) -> None:
+    def say(self, *, chat: bool) -> None:
         """Say in health that all is served; `chat`: whether chats are, too."""
-        for service in ("", *self._services):
-            serves = chat or service not in ("", _CHAT)
-            status = health_pb2.HealthCheckResponse
-            await self.health.set(service, status.SERVING if serves else status.NOT_SERVING)
+        self.health.say({service: chat or service not in ("", _CHAT) for service in ("", *self._services)})

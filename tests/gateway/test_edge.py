@@ -264,3 +264,27 @@ async def test_the_loop_needs_a_control_plane() -> None:
         for path in ("/v1/loop", "/v1/loop/events"):
             answer = await http.get(path)
             assert (answer.status_code, problem(answer)["code"]) == (404, "no_control")
+
+
+async def test_however_many_ask_for_health_servers_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take few such calls on one connection, and who asks often must not hide them from probes."""
+    asked, answer = 0, asyncio.Event()
+
+    async def healthy(self: AsyncClient) -> bool:
+        nonlocal asked
+        asked += 1
+        await answer.wait()
+        return True
+
+    monkeypatch.setattr(AsyncClient, "healthy", healthy)
+    app, _ = made()
+    async with calling(app) as http:
+        asking = [asyncio.create_task(http.get("/healthz")) for _ in range(20)]
+        for _ in range(1000):  # nothing here is outside of this loop: by then all have come to where they wait
+            await asyncio.sleep(0)
+        asking.pop(0).cancel()  # who asked first leaves
+        answer.set()
+        assert {each.status_code for each in await asyncio.gather(*asking)} == {200}
+        assert asked == 1
+        assert (await http.get("/healthz")).status_code == 200
+        assert asked == 2, "anew, not from memory"

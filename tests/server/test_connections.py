@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -85,10 +86,19 @@ def test_the_sdk_asks_no_more_often_than_servers_permit() -> None:
     assert options["grpc.keepalive_timeout_ms"] < options["grpc.keepalive_time_ms"]
 
 
-async def test_past_all_calls_that_a_server_takes_grpc_refuses(deployment: Deployment) -> None:
-    async with deployment.running(max_calls=2) as (_, control), AsyncClient(control) as client:
-        watches = [client.watch_policies() for _ in range(2)]
+async def test_past_all_calls_that_a_server_takes_it_refuses_and_still_answers_probes(deployment: Deployment) -> None:
+    async with deployment.running(max_calls=2) as (_, control), AsyncClient(control, max_retries=0) as client:
+        watches: list[Any] = [client.watch_policies() for _ in range(2)]
         for watch in watches:
             await anext(watch)
-        with pytest.raises(ResourceExhausted):
-            await client.healthy()
+        with pytest.raises(ResourceExhausted, match="2 calls are open, the most that this server takes") as refused:
+            await client.list_policies()
+        assert refused.value.retry_after
+        assert await client.healthy()
+        await watches[0].aclose()
+        async with asyncio.timeout(20):
+            while True:  # the place is free once the server has seen the end
+                with suppress(ResourceExhausted):
+                    await client.list_policies()
+                    break
+                await asyncio.sleep(0.02)

@@ -24,6 +24,7 @@ from plaudit_server.config import ServerSettings
 from plaudit_server.engine import Engine, EngineError, PolicyVersion
 from plaudit_server.torch_engine import TorchEngine
 from tests.fixtures_server import Deployment, until_serving
+from tests.server.stranger import stranger
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 16}
 
@@ -187,6 +188,17 @@ async def test_one_failed_attempt_is_not_the_end(deployment: Deployment, engines
         engines[0].failing_starts = 1
         engines[0].die()
         await until(lambda: engines[0].starts == 3)
+        await until_health(client.address, UP)
+        assert await client.chat("hi", **GREEDY).read()
+
+
+async def test_a_stranger_who_reads_nothing_keeps_no_engine_from_coming_back(
+    deployment: Deployment, engines: list[Any]
+) -> None:
+    async with deployment.client() as client, stranger(client.address, window=0) as who:
+        await who.until_begun(who.call("/grpc.health.v1.Health/Watch", 1, message=True))
+        engines[0].die()
+        await until(lambda: engines[0].starts == 2)
         await until_health(client.address, UP)
         assert await client.chat("hi", **GREEDY).read()
 
