@@ -62,7 +62,7 @@ class LearnerSettings(ProgramSettings):
     votes_for_kl_budget: int = Field(default=300, ge=1)
     """Votes from which on the whole KL budget may be spent."""
     learning_rate: float = Field(default=5e-4, gt=0)
-    """Of PPO's optimiser (AdamW)."""
+    """Of PPO's optimiser (Adam)."""
     instruct_data: Path | None = None
     """Instruction–output pairs (docs/instruct.md) whose loss PPO lowers beside, so that it does not unlearn them."""
     instruct_weight: float = Field(default=0.0, ge=0)
