@@ -215,6 +215,14 @@ def test_evaluates_on_what_was_not_trained_on(home: Home, capsys: pytest.Capture
     assert figures["AUC on thumbs"]["value"] > 0.9
     assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in figures.values())
 
+    held_out.write_text("\n".join(json.dumps(line) for line in taste(60, seed=1) if line.get("thumb") == "up"))
+    assert evaluate_reward_model.main([f"--data={held_out}", "--as-json", *options]) == 0
+    said = capsys.readouterr().out
+    assert "NaN" not in said
+    values = {figure["what"]: figure["value"] for figure in json.loads(said)["figures"]}
+    assert values["AUC on thumbs"] is None, "all are up: there is nothing to tell apart"
+    assert 0 <= values["Brier score on thumbs"] <= 1
+
     seen = home.write(taste(20, seed=0))
     assert evaluate_reward_model.main([f"--data={seen}", *options]) == 1
     assert "all 20 judgements are on prompts that the learner has seen" in capsys.readouterr().err

@@ -5,7 +5,6 @@ Judgements whose prompt the experience store knows are left out: on those the mo
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -53,6 +52,7 @@ def run(settings: EvaluateSettings) -> str:
     directory = newest(settings.state_dir)
 
     from plaudit import base_model
+    from plaudit_learner import strict_json
     from plaudit_learner.experience.store import Experience
     from plaudit_learner.policy import Policy, PromptReply
     from plaudit_learner.reward.features import encode
@@ -105,7 +105,7 @@ def run(settings: EvaluateSettings) -> str:
     figures = measure(reward_model, features, votes, preferences, ratings)
     if settings.as_json:
         shown = {"round": int(directory.name), "judgements": len(lines) - left_out, "left_out": left_out}
-        return json.dumps({**shown, "figures": [asdict(figure) for figure in figures]})
+        return strict_json.dumps({**shown, "figures": [asdict(figure) for figure in figures]})
     title = (
         f"reward model of round {directory.name}, by {len(lines) - left_out} judgements; {left_out} left out: "
         "their prompts are in the experience store, or there is no head for their aspect"
