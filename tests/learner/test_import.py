@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sqlite3
 import subprocess
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 
 from plaudit import base_model
-from plaudit.events import INTERACTIONS, EventLog, Record, from_beginning, open_log
+from plaudit.events import ERASURES, INTERACTIONS, EventLog, Record, from_beginning, open_log
+from plaudit.pseudonym import pseudonym
 from plaudit.releases import IMPORTED
-from plaudit.v1.events_pb2 import Interaction
+from plaudit.v1.events_pb2 import Erasure, Interaction
 from plaudit_learner.experience import import_feedback
 from plaudit_learner.experience.intake import Intake
 from plaudit_learner.experience.store import Experience
@@ -38,20 +40,20 @@ LINES: list[dict[str, Any]] = [
     {"messages": question("a"), "reply": "yes", "thumb": "up", "user": "ann", "time": "2026-01-01T00:00:00Z"},
     {"messages": question("a"), "reply": "yes", "thumb": "down", "user": "bob"},
     {"messages": question("a"), "reply": "yes", "preferred_over": "no", "user": "ann"},
-    {"messages": question("b"), "reply": "well", "rating": 4, "aspect": "tone"},
-    {"messages": question("b"), "reply": "well", "rating": 2, "aspect": "tone"},  # said later: it replaces the 4
+    {"messages": question("b"), "reply": "well", "rating": 4, "aspect": "tone", "user": "bob"},
+    {"messages": question("b"), "reply": "well", "rating": 2, "aspect": "tone", "user": "bob"},  # it replaces the 4
 ]
 
 
 class Home:
     """A deployment's directory, as `plaudit up` lays it out, and what its learner would do."""
 
-    def __init__(self, path: Path, model: Path) -> None:
+    def __init__(self, path: Path, model: Path, keep: int | None = None) -> None:
         self.path = path
         self.model = model
         (path / "user.key").write_bytes(KEY)
         self.log: EventLog = open_log(f"sqlite:{path / 'events.sqlite'}")
-        self.store = Experience(path / "learner" / "experience.sqlite")
+        self.store = Experience(path / "learner" / "experience.sqlite", keep=keep)
 
     def write(self, lines: list[dict[str, Any]]) -> Path:
         file = self.path / "feedback.jsonl"
@@ -70,10 +72,13 @@ class Home:
             ]
         )
 
-    def take_in(self) -> None:
-        intake = Intake(self.log, self.store)
+    def take_in(self) -> list[str]:
+        """Returns the topics of what was put aside."""
+        aside: list[str] = []
+        intake = Intake(self.log, self.store, aside.append)
         intake.start()
         intake.drain(0)
+        return aside
 
     def tables(self) -> list[Any]:
         with sqlite3.connect(self.path / "learner" / "experience.sqlite") as db:
@@ -114,6 +119,75 @@ def test_the_same_file_twice_changes_nothing(home: Home) -> None:
     assert home.import_(file) == 0
     home.take_in()
     assert home.tables() == before
+
+
+def thumb(liked: bool, **more: str) -> dict[str, Any]:
+    return {"messages": question("a"), "reply": "yes", "thumb": "up" if liked else "down", **more}
+
+
+def test_each_line_without_a_user_is_a_voter(home: Home) -> None:
+    """Raters of one reply who are not named do not speak for each other, nor are they one person."""
+    file = home.write([*[thumb(True)] * 7, *[thumb(False)] * 3])
+    for _ in range(2):  # and the same file twice changes nothing
+        assert home.import_(file) == 0
+        home.take_in()
+        votes = home.store.votes("quality", 100)
+        assert sorted(vote.liked for vote in votes) == [False] * 3 + [True] * 7
+        assert len({vote.voter for vote in votes}) == 10
+        assert {vote.user for vote in votes} == {""}, "nobody knows who they are"
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_one_person_who_changes_their_mind_back(home: Home, timed: bool) -> None:
+    said = [thumb(liked, user="ann") for liked in (True, False, True)]
+    if timed:
+        said = [{**line, "time": f"2026-01-0{day}"} for day, line in enumerate(said, 1)]
+    for much in (1, 2, 3, 3):  # also as the file grows, and the same file twice
+        assert home.import_(home.write(said[:much])) == 0
+        home.take_in()
+        assert [vote.liked for vote in home.store.votes("quality", 100)] == [much != 2]
+
+
+def test_what_was_erased_does_not_come_back_with_the_file(home: Home) -> None:
+    file = home.write([thumb(liked, user="ann") for liked in (True, False, True)] + [thumb(False, user="bob")])
+    assert home.import_(file) == 0
+    home.take_in()
+    assert home.store.count_votes("quality") == 2
+    request = Erasure(schema_version=1, user=pseudonym(KEY, "ann"), actor="operator")
+    request.time.GetCurrentTime()
+    home.log.append([Record(ERASURES, request.user, request.SerializeToString())])
+    later = request.time.ToSeconds() + 3600
+    for touched in (False, True):
+        if touched:
+            os.utime(file, (later, later))
+        assert home.import_(file) == 0
+        home.take_in()
+        assert [vote.liked for vote in home.store.votes("quality", 100)] == [False]
+
+
+def test_a_file_larger_than_the_window_counts_once(tmp_path: Path, tiny_model: Path) -> None:
+    home = Home(tmp_path, tiny_model, keep=20)
+    try:
+        file = home.write([{"messages": question(str(i)), "reply": "r", "thumb": "up"} for i in range(30)])
+        for _ in range(3):
+            assert home.import_(file) == 0
+            home.take_in()
+            assert home.store.count_votes("quality") == 30
+            assert len(home.store.votes("quality", 100)) == 20
+    finally:
+        home.store.close()
+        home.log.close()
+
+
+@pytest.mark.parametrize("times", [(0, "9999-12-31T23:59:59.999999Z"), (None, None)])
+def test_what_was_checked_is_taken_in(home: Home, times: tuple[object, object]) -> None:
+    """The first and the last time there is; and a file that says it is older, or newer, than any."""
+    file = home.write([{**thumb(True), "time": time} for time in times])
+    for modified in (-5, 2**33):
+        os.utime(file, (modified, modified))
+        assert home.import_(file) == 0
+        assert home.take_in() == []
+    assert home.store.count_votes("quality") == 2
 
 
 def test_only_the_reward_model_learns_from_it(home: Home) -> None:

@@ -76,7 +76,9 @@ def run(settings: ImportSettings) -> str:
         finally:
             store.close()
     longest = json.loads((model / "config.json").read_text()).get("max_position_embeddings")
-    records = Records(ChatTemplate(model), key, longest, now=time.time_ns() // 1000)
+    # As old as its file, and not as this import: imported again, it is no newer than it was.
+    written = min(settings.file.stat().st_mtime_ns, time.time_ns()) // 1000
+    records = Records(ChatTemplate(model), key, longest, max(0, written))
     for number, line in lines:
         try:
             records.add(line)

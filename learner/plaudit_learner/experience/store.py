@@ -230,6 +230,8 @@ class Experience:
         if not self._erasures.admit_feedback(record):
             return
         slot, value, words = _slot(record)
+        # An import's unnamed voters are different people: each gets the statement's name, and replaces nobody's.
+        unnamed = record.feedback_id if record.policy_version == IMPORTED else ""
         self._db.execute(
             "INSERT INTO statements VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
             " SET slot = excluded.slot, value = excluded.value, words = excluded.words, at = excluded.at,"
@@ -238,7 +240,7 @@ class Experience:
             "  < (at, slot, value, words, traceparent)",
             (
                 record.response_id,
-                record.user,
+                record.user or unnamed,
                 record.aspect,
                 record.feedback_id,
                 slot,
@@ -324,7 +326,7 @@ class Experience:
         """Preferences that stand between two of the last `window` replies to the same prompt."""
         rows = self._db.execute(
             "SELECT i.prompt, i.reply, i.finish_reason, w.reply, w.finish_reason,"
-            " s.user, i.policy_version, i.user, s.response_id, s.at"
+            " iif(s.user = s.feedback_id, '', s.user), s.user, i.policy_version, i.user, s.response_id, s.at"
             " FROM standing AS s JOIN interactions AS i ON i.response_id = s.response_id"
             " JOIN interactions AS w ON 'over ' || w.response_id = s.slot AND w.prompt_key = i.prompt_key"
             " WHERE s.aspect = :aspect AND i.at >= iif(i.policy_version = :foreign, :imported, :live)"
@@ -332,7 +334,7 @@ class Experience:
             {"aspect": aspect, **self._window(window)},
         )
         return [
-            Preference(_reply(prompt, better, i), _reply(prompt, worse, w), 1.0, user, aspect, *_source(user, *more))
+            Preference(_reply(prompt, better, i), _reply(prompt, worse, w), 1.0, user, aspect, *_source(*more))
             for prompt, better, i, worse, w, user, *more in rows
         ]
 
@@ -471,14 +473,15 @@ class Experience:
         self, aspect: str, window: int, values: Sequence[int]
     ) -> list[tuple[PromptReply, int, str, tuple[str, str, int]]]:
         rows = self._db.execute(
-            "SELECT i.prompt, i.reply, i.finish_reason, s.value, s.user, i.policy_version, i.user, s.response_id, s.at"
+            "SELECT i.prompt, i.reply, i.finish_reason, s.value,"
+            " iif(s.user = s.feedback_id, '', s.user), s.user, i.policy_version, i.user, s.response_id, s.at"
             " FROM standing AS s JOIN interactions AS i USING (response_id)"
             " WHERE s.slot = 'vote' AND s.aspect = :aspect AND s.value IN (SELECT value FROM json_each(:values_))"
             " AND i.at >= iif(i.policy_version = :foreign, :imported, :live) ORDER BY i.at, i.response_id, s.user",
             {"aspect": aspect, "values_": json.dumps(list(values)), **self._window(window)},
         )
         return [
-            (_reply(prompt, reply, reason), value, user, _source(user, *more))
+            (_reply(prompt, reply, reason), value, user, _source(*more))
             for prompt, reply, reason, value, user, *more in rows
         ]
 
