@@ -15,7 +15,6 @@ away (`erasure.py`).
 from __future__ import annotations
 
 import array
-import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from plaudit.v1.feedback_pb2 import Thumb
 from plaudit.v1.sampling_pb2 import FinishReason
 from plaudit_learner.experience import erasure, retention
 from plaudit_learner.experience import timeline as timelines
-from plaudit_learner.policy import PromptReply
+from plaudit_learner.policy import PromptReply, prompt_key
 from plaudit_learner.ppo.rollouts import Rollout
 from plaudit_learner.reward.judgements import Preference, Rating, Vote
 
@@ -204,15 +203,14 @@ class Experience:
             return
         if self._retention is not None and not self._retention.admit_interaction(record):
             return
-        prompt = array.array("I", record.prompt_token_ids).tobytes()
         self._db.execute(
             "INSERT INTO interactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (
                 record.response_id,
                 record.policy_version,
                 record.user,
-                _key(prompt),
-                prompt,
+                prompt_key(record.prompt_token_ids),
+                array.array("I", record.prompt_token_ids).tobytes(),
                 array.array("I", record.reply_token_ids).tobytes(),
                 array.array("f", record.behaviour_logprobs).tobytes(),
                 record.sampling.temperature,
@@ -452,7 +450,7 @@ class Experience:
     def knows(self, prompt: Sequence[int]) -> bool:
         """Whether there is a reply to this prompt."""
         query = "SELECT 1 FROM interactions WHERE prompt_key = ? LIMIT 1"
-        return self._db.execute(query, (_key(array.array("I", prompt).tobytes()),)).fetchone() is not None
+        return self._db.execute(query, (prompt_key(prompt),)).fetchone() is not None
 
     def usual_sampling(self, window: int) -> tuple[float, int] | None:
         """(temperature, max_tokens) that most users ask for in the last `window` sampled replies; None without any.
@@ -523,10 +521,6 @@ def _source(user: str, version: str, asker: str, response_id: str, at: int) -> t
     # A voter is who asked: a name that was only given with the vote proves nothing. Of imports the operator's word
     # counts: those without a user are each a voter.
     return response_id, (user or response_id) if version == IMPORTED else asker, at
-
-
-def _key(prompt: bytes) -> str:
-    return hashlib.sha256(prompt).hexdigest()
 
 
 def _tokens(blob: bytes) -> tuple[int, ...]:
