@@ -270,7 +270,9 @@ def test_evaluates_on_what_was_not_trained_on(home: Home, capsys: pytest.Capture
     options = [f"--state-dir={home.path / 'learner'}", f"--model={home.model}"]
     held_out = home.path / "held-out.jsonl"
     strange = {"messages": question("x"), "reply": "y", "thumb": "up", "aspect": "tone"}
-    held_out.write_text("\n".join(map(json.dumps, [*taste(60, seed=1), *taste(20, seed=0), strange])))
+    held_out.write_text(
+        "\n".join(map(json.dumps, [*taste(60, seed=1), *taste(20, seed=0), *taste(4, seed=2), strange]))
+    )
 
     assert evaluate_reward_model.main([f"--data={held_out}", *options]) == 1
     assert "has not fitted a reward model here yet" in capsys.readouterr().err
@@ -278,16 +280,23 @@ def test_evaluates_on_what_was_not_trained_on(home: Home, capsys: pytest.Capture
     home.store.belongs_to(base_model.fingerprint(home.model))
     votes, preferences = home.store.votes("quality", 1000), home.store.preferences("quality", 1000)
     fit(Policy.load(home.model), votes, preferences).save(home.path / "learner" / "reward-models" / "3")
+    assert home.import_(home.write(taste(4, seed=2))) == 0  # the next one will be fitted on them
+    home.take_in()
     capsys.readouterr()
     assert evaluate_reward_model.main([f"--data={held_out}", "--as-json", *options]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert (report["round"], report["judgements"], report["left_out"]) == (3, 60, 21)
+    assert (report["round"], report["judgements"], report["left_out"]) == (3, 60, 25)
     figures = {figure["what"]: figure for figure in report["figures"]}
     assert set(figures) == {"accuracy on pairs", "AUC on thumbs", "ECE on thumbs", "Brier score on thumbs"}
     assert figures["accuracy on pairs"]["value"] > 0.9
     assert figures["accuracy on pairs"]["judgements"] == 20
     assert figures["AUC on thumbs"]["value"] > 0.9
     assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in figures.values())
+
+    home.store._db.execute("DELETE FROM interactions")  # as when newer replies come: what it was fitted on has left
+    assert evaluate_reward_model.main([f"--data={held_out}", "--as-json", *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["judgements"], report["left_out"]) == (64, 21)
 
     held_out.write_text("\n".join(json.dumps(line) for line in taste(60, seed=1) if line.get("thumb") == "up"))
     assert evaluate_reward_model.main([f"--data={held_out}", "--as-json", *options]) == 0

@@ -1,6 +1,7 @@
 """`plaudit evaluate reward-model`: the learner's newest reward model on judgements that it was not trained on.
 
-Judgements whose prompt the experience store knows are left out: on those the model was, or will be, trained.
+Left out are judgements on prompts that the model was fitted on, also if their replies have left the experience store
+since, and on those that the store knows: on them the next one will be.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def run(settings: EvaluateSettings) -> str:
     from plaudit import base_model
     from plaudit_learner import strict_json
     from plaudit_learner.experience.store import Experience
-    from plaudit_learner.policy import Policy, PromptReply
+    from plaudit_learner.policy import Policy, PromptReply, prompt_key
     from plaudit_learner.reward.features import encode
     from plaudit_learner.reward.judgements import Preference, Rating, Vote
     from plaudit_learner.reward.model import RewardModel
@@ -79,7 +80,8 @@ def run(settings: EvaluateSettings) -> str:
             try:
                 prompt = template.prompt([Message(turn.role, turn.content) for turn in line.messages])
                 item = PromptReply(prompt, template.reply(line.reply), True)
-                if line.aspect not in reward_model.heads or store.knows(prompt):
+                seen = prompt_key(prompt) in reward_model.prompts or store.knows(prompt)
+                if line.aspect not in reward_model.heads or seen:
                     continue
                 if line.preferred_over is not None:
                     other = PromptReply(prompt, template.reply(line.preferred_over, "preferred_over"), True)
@@ -108,7 +110,7 @@ def run(settings: EvaluateSettings) -> str:
         return strict_json.dumps({**shown, "figures": [asdict(figure) for figure in figures]})
     title = (
         f"reward model of round {directory.name}, by {len(lines) - left_out} judgements; {left_out} left out: "
-        "their prompts are in the experience store, or there is no head for their aspect"
+        "the model or the experience store knows their prompts, or there is no head for their aspect"
     )
     header = f"{'aspect':12} {'what':24} {'value':>6}  (95 %)         judgements"
     return "\n".join([title, header, *(figure.text() for figure in figures)])
