@@ -10,6 +10,9 @@ from plaudit.base_model import PACKAGED
 from plaudit.settings import ProgramSettings
 from plaudit_learner.reward.aspects import DEFAULT_ASPECT, Term, parse
 
+EXPERIENCE = "experience.sqlite"
+"""The experience store, within the state directory."""
+
 
 class LearnerSettings(ProgramSettings):
     """Takes in votes, trains a reward model on them, improves the policy with PPO, publishes what passes the gate."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -60,17 +61,18 @@ class Home:
         file.write_text("\n".join(map(json.dumps, lines)))
         return file
 
-    def import_(self, file: Path, *more: str) -> int:
-        return import_feedback.main(
-            [
-                str(file),
-                f"--event-log=sqlite:{self.path / 'events.sqlite'}",
-                f"--user-key-file={self.path / 'user.key'}",
-                f"--state-dir={self.path / 'learner'}",
-                f"--model={self.model}",
-                *more,
-            ]
-        )
+    def importing(self, file: Path, *more: str) -> list[str]:
+        return [
+            str(file),
+            f"--event-log=sqlite:{self.path / 'events.sqlite'}",
+            f"--user-key-file={self.path / 'user.key'}",
+            f"--state-dir={self.path / 'learner'}",
+            f"--model={self.model}",
+            *more,
+        ]
+
+    def import_(self, file: Path) -> int:
+        return import_feedback.main(self.importing(file))
 
     def take_in(self) -> list[str]:
         """Returns the topics of what was put aside."""
@@ -305,6 +307,17 @@ def test_evaluates_on_what_was_not_trained_on(home: Home, capsys: pytest.Capture
     values = {figure["what"]: figure["value"] for figure in json.loads(said)["figures"]}
     assert values["AUC on thumbs"] is None, "all are up: there is nothing to tell apart"
     assert 0 <= values["Brier score on thumbs"] <= 1
+
+    damaged = home.path / "damaged"
+    shutil.copytree(home.path / "learner" / "reward-models", damaged / "reward-models")
+    (damaged / "experience.sqlite").write_bytes(b"no database at all" * 100)
+    for program, arguments in (
+        (evaluate_reward_model, [f"--data={held_out}", f"--state-dir={damaged}", f"--model={home.model}"]),
+        (import_feedback, home.importing(held_out, f"--state-dir={damaged}")),
+    ):
+        assert program.main(arguments) == 1
+        said = capsys.readouterr().err
+        assert said == f"{program.PROGRAM}: {damaged / 'experience.sqlite'}: file is not a database\n"
 
     seen = home.write(taste(20, seed=0))
     assert evaluate_reward_model.main([f"--data={seen}", *options]) == 1

@@ -6,6 +6,7 @@ since, and on those that the store knows: on them the next one will be.
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from pathlib import Path
 from plaudit.base_model import PACKAGED
 from plaudit.releases import BASE
 from plaudit.settings import Settings, parse
+from plaudit_learner.config import EXPERIENCE
 from plaudit_learner.experience.feedback_file import FeedbackFileError, read
 
 PROGRAM = "plaudit evaluate reward-model"
@@ -44,11 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (FeedbackFileError, ModelNotFound, OSError, ValueError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
+    except sqlite3.Error as error:
+        print(f"{PROGRAM}: {settings.state_dir / EXPERIENCE}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
 def run(settings: EvaluateSettings) -> str:
-    """The report. Raises FeedbackFileError, ModelNotFound, OSError, and ValueError if there is nothing to evaluate."""
+    """The report.
+
+    Raises FeedbackFileError, ModelNotFound, OSError, ValueError if there is nothing to evaluate, and sqlite3.Error if
+    the experience store cannot be used.
+    """
     lines = read(settings.data)
     directory = newest(settings.state_dir)
 
@@ -70,7 +79,7 @@ def run(settings: EvaluateSettings) -> str:
             raise ValueError(f"{reference}: is missing; the reward model reads with {reward_model.reference}")
     model = base_model.resolve(settings.model, settings.model_cache.expanduser())
     template = ChatTemplate(model)
-    store = Experience(settings.state_dir / "experience.sqlite")
+    store = Experience(settings.state_dir / EXPERIENCE)
     votes: list[Vote] = []
     preferences: list[Preference] = []
     ratings: list[Rating] = []
