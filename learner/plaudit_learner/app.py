@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NoReturn
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from plaudit import base_model, metrics_port, tracing
 from plaudit.lifecycle import Occupied, log_to_stderr, on_stop, only_one
 from plaudit.settings import parse
-from plaudit_learner.config import LearnerSettings
+from plaudit_learner.config import EXPERIENCE, LearnerSettings
 
 if TYPE_CHECKING:
     from plaudit_learner.ranks import Ranks
@@ -49,6 +50,9 @@ def main() -> int:
     except (ArtifactError, EventLogUnavailable, Occupied, base_model.ModelNotFound, Lost, OSError, ValueError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
+    except sqlite3.Error as error:  # the event log's are EventLogUnavailable
+        print(f"{PROGRAM}: {settings.state_dir / EXPERIENCE}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -76,7 +80,7 @@ def run(settings: LearnerSettings, ranks: Ranks) -> None:
         down.enter_context(metrics_port.serving(metrics.registry, settings.metrics_host, settings.metrics_port))
         model = base_model.resolve(settings.model, settings.model_cache.expanduser())
         event_log = down.enter_context(open_log(settings.event_log))
-        store = Experience(settings.state_dir / "experience.sqlite", keep=settings.window)
+        store = Experience(settings.state_dir / EXPERIENCE, keep=settings.window)
         down.callback(store.close)
         fingerprint = base_model.fingerprint(model)
         store.belongs_to(fingerprint)

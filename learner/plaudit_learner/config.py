@@ -10,6 +10,9 @@ from plaudit.base_model import PACKAGED
 from plaudit.settings import ProgramSettings
 from plaudit_learner.reward.aspects import DEFAULT_ASPECT, Term, parse
 
+EXPERIENCE = "experience.sqlite"
+"""The experience store, within the state directory."""
+
 
 class LearnerSettings(ProgramSettings):
     """Takes in votes, trains a reward model on them, improves the policy with PPO, publishes what passes the gate."""
@@ -62,7 +65,7 @@ class LearnerSettings(ProgramSettings):
     votes_for_kl_budget: int = Field(default=300, ge=1)
     """Votes from which on the whole KL budget may be spent."""
     learning_rate: float = Field(default=5e-4, gt=0)
-    """Of PPO's optimiser (AdamW)."""
+    """Of PPO's optimiser (Adam)."""
     instruct_data: Path | None = None
     """Instruction–output pairs (docs/instruct.md) whose loss PPO lowers beside, so that it does not unlearn them."""
     instruct_weight: float = Field(default=0.0, ge=0)

@@ -334,7 +334,10 @@ class Learner:
         """That of a round, if it is kept."""
         try:
             return RewardModel.load(self._settings.state_dir / _REWARD_MODELS / str(number))
-        except (OSError, ValueError):
+        except OSError:
+            return None
+        except ValueError as error:
+            log.warning("%s; a new one is fitted from nothing", error)
             return None
 
     def _keep(self, reward_model: RewardModel) -> None:

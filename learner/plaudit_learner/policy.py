@@ -18,6 +18,8 @@ lengths, never by token id: the pad of many models is their end-of-sequence toke
 
 from __future__ import annotations
 
+import array
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -50,6 +52,11 @@ class PromptReply(NamedTuple):
     prompt: tuple[int, ...]
     reply: tuple[int, ...]
     finished: bool
+
+
+def prompt_key(prompt: Sequence[int]) -> str:
+    """A prompt's name: the sha256 of its token ids, in hex. Never to be changed: it tells what is held out for ever."""
+    return hashlib.sha256(array.array("I", prompt).tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ class Publisher:
         traceparent: the span of what made it.
         reference: the version that KL was measured against; None if the new version is itself a reference.
         The weights of what was rejected are not stored: nobody can serve them by mistake.
-        Raises ArtifactError or EventLogUnavailable; what was announced by then is whole.
+        Raises ArtifactError or EventLogUnavailable; what was announced by then is whole. Raises ValueError if it passed
+        with a metric that is not finite; nothing is stored or announced then.
         """
         version = self._next_name(releases)
         event = PolicyEvent(schema_version=1, version=version, parent=parent, actor=actor, metrics=metrics)

@@ -11,6 +11,7 @@ then; a server copies, verifies every hash of its copy, and only then loads it. 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import sys
@@ -94,8 +95,12 @@ class PolicyStore:
     ) -> tuple[Manifest, str]:
         """Store `adapter` (a PEFT directory) as `version`; returns its manifest and the manifest's sha256.
 
-        Raises ArtifactError if the version's name was ever used.
+        Raises ArtifactError if the version's name was ever used, ValueError if a metric is not finite; nothing is
+        written then.
         """
+        for name, value in metrics.items():
+            if not math.isfinite(value):  # JSON has no such number: nobody could read the manifest
+                raise ValueError(f"version {version}: metric {name} is {value}: leave out what is not finite")
         if version in self.versions():
             raise ArtifactError(f"version {version}: the name was used before; versions are immutable")
         files = {name: _describe(adapter / name) for name in sorted(_ALLOWED)}

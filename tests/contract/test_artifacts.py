@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,21 @@ def local(tmp_path: Path) -> PolicyStore:
     return PolicyStore(str(tmp_path / "store"))
 
 
-def publish(store: PolicyStore, tmp_path: Path, version: str = "v1") -> tuple[Manifest, str]:
+def publish(
+    store: PolicyStore, tmp_path: Path, version: str = "v1", metrics: dict[str, float] | None = None
+) -> tuple[Manifest, str]:
     adapter = tmp_path / f"adapter-{version}"
     adapter.mkdir(exist_ok=True)
     (adapter / "adapter_model.safetensors").write_bytes(b"weights of " + version.encode())
     (adapter / "adapter_config.json").write_text("{}")
     return store.publish(
-        version, adapter, parent="v0", base_model_sha256=BASE, window={"votes": 3}, metrics={"kl": 0.5}, created_by="me"
+        version,
+        adapter,
+        parent="v0",
+        base_model_sha256=BASE,
+        window={"votes": 3},
+        metrics=metrics or {"kl": 0.5},
+        created_by="me",
     )
 
 
@@ -41,6 +50,15 @@ def test_what_is_published_can_be_fetched(store: PolicyStore, tmp_path: Path) ->
     assert store.versions() == ["v1"]
     again, _ = store.fetch("v1", tmp_path / "copies", base_model_sha256=BASE)
     assert again == copy
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_json_cannot_say_is_refused_before_anything_is_written(
+    local: PolicyStore, tmp_path: Path, value: float
+) -> None:
+    with pytest.raises(ValueError, match=f"v1: metric win_rate_error is {value}"):
+        publish(local, tmp_path, metrics={"kl": 0.5, "win_rate_error": value})
+    assert local.versions() == []
 
 
 def test_versions_are_in_order_of_their_numbers(store: PolicyStore, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,9 +16,10 @@ from typing import Any
 import pytest
 
 from plaudit import base_model
-from plaudit.events import INTERACTIONS, EventLog, Record, from_beginning, open_log
+from plaudit.events import ERASURES, INTERACTIONS, EventLog, Record, from_beginning, open_log
+from plaudit.pseudonym import pseudonym
 from plaudit.releases import IMPORTED
-from plaudit.v1.events_pb2 import Interaction
+from plaudit.v1.events_pb2 import Erasure, Interaction
 from plaudit_learner.experience import import_feedback
 from plaudit_learner.experience.intake import Intake
 from plaudit_learner.experience.store import Experience
@@ -38,42 +41,46 @@ LINES: list[dict[str, Any]] = [
     {"messages": question("a"), "reply": "yes", "thumb": "up", "user": "ann", "time": "2026-01-01T00:00:00Z"},
     {"messages": question("a"), "reply": "yes", "thumb": "down", "user": "bob"},
     {"messages": question("a"), "reply": "yes", "preferred_over": "no", "user": "ann"},
-    {"messages": question("b"), "reply": "well", "rating": 4, "aspect": "tone"},
-    {"messages": question("b"), "reply": "well", "rating": 2, "aspect": "tone"},  # said later: it replaces the 4
+    {"messages": question("b"), "reply": "well", "rating": 4, "aspect": "tone", "user": "bob"},
+    {"messages": question("b"), "reply": "well", "rating": 2, "aspect": "tone", "user": "bob"},  # it replaces the 4
 ]
 
 
 class Home:
     """A deployment's directory, as `plaudit up` lays it out, and what its learner would do."""
 
-    def __init__(self, path: Path, model: Path) -> None:
+    def __init__(self, path: Path, model: Path, keep: int | None = None) -> None:
         self.path = path
         self.model = model
         (path / "user.key").write_bytes(KEY)
         self.log: EventLog = open_log(f"sqlite:{path / 'events.sqlite'}")
-        self.store = Experience(path / "learner" / "experience.sqlite")
+        self.store = Experience(path / "learner" / "experience.sqlite", keep=keep)
 
     def write(self, lines: list[dict[str, Any]]) -> Path:
         file = self.path / "feedback.jsonl"
         file.write_text("\n".join(map(json.dumps, lines)))
         return file
 
-    def import_(self, file: Path, *more: str) -> int:
-        return import_feedback.main(
-            [
-                str(file),
-                f"--event-log=sqlite:{self.path / 'events.sqlite'}",
-                f"--user-key-file={self.path / 'user.key'}",
-                f"--state-dir={self.path / 'learner'}",
-                f"--model={self.model}",
-                *more,
-            ]
-        )
+    def importing(self, file: Path, *more: str) -> list[str]:
+        return [
+            str(file),
+            f"--event-log=sqlite:{self.path / 'events.sqlite'}",
+            f"--user-key-file={self.path / 'user.key'}",
+            f"--state-dir={self.path / 'learner'}",
+            f"--model={self.model}",
+            *more,
+        ]
 
-    def take_in(self) -> None:
-        intake = Intake(self.log, self.store)
+    def import_(self, file: Path) -> int:
+        return import_feedback.main(self.importing(file))
+
+    def take_in(self) -> list[str]:
+        """Returns the topics of what was put aside."""
+        aside: list[str] = []
+        intake = Intake(self.log, self.store, aside.append)
         intake.start()
         intake.drain(0)
+        return aside
 
     def tables(self) -> list[Any]:
         with sqlite3.connect(self.path / "learner" / "experience.sqlite") as db:
@@ -114,6 +121,75 @@ def test_the_same_file_twice_changes_nothing(home: Home) -> None:
     assert home.import_(file) == 0
     home.take_in()
     assert home.tables() == before
+
+
+def thumb(liked: bool, **more: str) -> dict[str, Any]:
+    return {"messages": question("a"), "reply": "yes", "thumb": "up" if liked else "down", **more}
+
+
+def test_each_line_without_a_user_is_a_voter(home: Home) -> None:
+    """Raters of one reply who are not named do not speak for each other, nor are they one person."""
+    file = home.write([*[thumb(True)] * 7, *[thumb(False)] * 3])
+    for _ in range(2):  # and the same file twice changes nothing
+        assert home.import_(file) == 0
+        home.take_in()
+        votes = home.store.votes("quality", 100)
+        assert sorted(vote.liked for vote in votes) == [False] * 3 + [True] * 7
+        assert len({vote.voter for vote in votes}) == 10
+        assert {vote.user for vote in votes} == {""}, "nobody knows who they are"
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_one_person_who_changes_their_mind_back(home: Home, timed: bool) -> None:
+    said = [thumb(liked, user="ann") for liked in (True, False, True)]
+    if timed:
+        said = [{**line, "time": f"2026-01-0{day}"} for day, line in enumerate(said, 1)]
+    for much in (1, 2, 3, 3):  # also as the file grows, and the same file twice
+        assert home.import_(home.write(said[:much])) == 0
+        home.take_in()
+        assert [vote.liked for vote in home.store.votes("quality", 100)] == [much != 2]
+
+
+def test_what_was_erased_does_not_come_back_with_the_file(home: Home) -> None:
+    file = home.write([thumb(liked, user="ann") for liked in (True, False, True)] + [thumb(False, user="bob")])
+    assert home.import_(file) == 0
+    home.take_in()
+    assert home.store.count_votes("quality") == 2
+    request = Erasure(schema_version=1, user=pseudonym(KEY, "ann"), actor="operator")
+    request.time.GetCurrentTime()
+    home.log.append([Record(ERASURES, request.user, request.SerializeToString())])
+    later = request.time.ToSeconds() + 3600
+    for touched in (False, True):
+        if touched:
+            os.utime(file, (later, later))
+        assert home.import_(file) == 0
+        home.take_in()
+        assert [vote.liked for vote in home.store.votes("quality", 100)] == [False]
+
+
+def test_a_file_larger_than_the_window_counts_once(tmp_path: Path, tiny_model: Path) -> None:
+    home = Home(tmp_path, tiny_model, keep=20)
+    try:
+        file = home.write([{"messages": question(str(i)), "reply": "r", "thumb": "up"} for i in range(30)])
+        for _ in range(3):
+            assert home.import_(file) == 0
+            home.take_in()
+            assert home.store.count_votes("quality") == 30
+            assert len(home.store.votes("quality", 100)) == 20
+    finally:
+        home.store.close()
+        home.log.close()
+
+
+@pytest.mark.parametrize("times", [(0, "9999-12-31T23:59:59.999999Z"), (None, None)])
+def test_what_was_checked_is_taken_in(home: Home, times: tuple[object, object]) -> None:
+    """The first and the last time there is; and a file that says it is older, or newer, than any."""
+    file = home.write([{**thumb(True), "time": time} for time in times])
+    for modified in (-5, 2**33):
+        os.utime(file, (modified, modified))
+        assert home.import_(file) == 0
+        assert home.take_in() == []
+    assert home.store.count_votes("quality") == 2
 
 
 def test_only_the_reward_model_learns_from_it(home: Home) -> None:
@@ -196,7 +272,9 @@ def test_evaluates_on_what_was_not_trained_on(home: Home, capsys: pytest.Capture
     options = [f"--state-dir={home.path / 'learner'}", f"--model={home.model}"]
     held_out = home.path / "held-out.jsonl"
     strange = {"messages": question("x"), "reply": "y", "thumb": "up", "aspect": "tone"}
-    held_out.write_text("\n".join(map(json.dumps, [*taste(60, seed=1), *taste(20, seed=0), strange])))
+    held_out.write_text(
+        "\n".join(map(json.dumps, [*taste(60, seed=1), *taste(20, seed=0), *taste(4, seed=2), strange]))
+    )
 
     assert evaluate_reward_model.main([f"--data={held_out}", *options]) == 1
     assert "has not fitted a reward model here yet" in capsys.readouterr().err
@@ -204,16 +282,42 @@ def test_evaluates_on_what_was_not_trained_on(home: Home, capsys: pytest.Capture
     home.store.belongs_to(base_model.fingerprint(home.model))
     votes, preferences = home.store.votes("quality", 1000), home.store.preferences("quality", 1000)
     fit(Policy.load(home.model), votes, preferences).save(home.path / "learner" / "reward-models" / "3")
+    assert home.import_(home.write(taste(4, seed=2))) == 0  # the next one will be fitted on them
+    home.take_in()
     capsys.readouterr()
     assert evaluate_reward_model.main([f"--data={held_out}", "--as-json", *options]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert (report["round"], report["judgements"], report["left_out"]) == (3, 60, 21)
+    assert (report["round"], report["judgements"], report["left_out"]) == (3, 60, 25)
     figures = {figure["what"]: figure for figure in report["figures"]}
     assert set(figures) == {"accuracy on pairs", "AUC on thumbs", "ECE on thumbs", "Brier score on thumbs"}
     assert figures["accuracy on pairs"]["value"] > 0.9
     assert figures["accuracy on pairs"]["judgements"] == 20
     assert figures["AUC on thumbs"]["value"] > 0.9
     assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in figures.values())
+
+    home.store._db.execute("DELETE FROM interactions")  # as when newer replies come: what it was fitted on has left
+    assert evaluate_reward_model.main([f"--data={held_out}", "--as-json", *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["judgements"], report["left_out"]) == (64, 21)
+
+    held_out.write_text("\n".join(json.dumps(line) for line in taste(60, seed=1) if line.get("thumb") == "up"))
+    assert evaluate_reward_model.main([f"--data={held_out}", "--as-json", *options]) == 0
+    said = capsys.readouterr().out
+    assert "NaN" not in said
+    values = {figure["what"]: figure["value"] for figure in json.loads(said)["figures"]}
+    assert values["AUC on thumbs"] is None, "all are up: there is nothing to tell apart"
+    assert 0 <= values["Brier score on thumbs"] <= 1
+
+    damaged = home.path / "damaged"
+    shutil.copytree(home.path / "learner" / "reward-models", damaged / "reward-models")
+    (damaged / "experience.sqlite").write_bytes(b"no database at all" * 100)
+    for program, arguments in (
+        (evaluate_reward_model, [f"--data={held_out}", f"--state-dir={damaged}", f"--model={home.model}"]),
+        (import_feedback, home.importing(held_out, f"--state-dir={damaged}")),
+    ):
+        assert program.main(arguments) == 1
+        said = capsys.readouterr().err
+        assert said == f"{program.PROGRAM}: {damaged / 'experience.sqlite'}: file is not a database\n"
 
     seen = home.write(taste(20, seed=0))
     assert evaluate_reward_model.main([f"--data={seen}", *options]) == 1

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plaudit_learner.instruct.annotate import Annotator
+from plaudit_learner.instruct.check import prepare
 from plaudit_learner.instruct.data import DataError, Example, FieldError, Source, parse, read
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -147,6 +149,19 @@ def test_bad_records_are_named_by_line_and_field(tmp_path: Path) -> None:
     ]
     assert source.empty == [f"{path}, line 7: output is empty"]
     assert source.records == 6
+
+
+@pytest.mark.parametrize("style", ["chat", "tags"])
+def test_a_conversation_that_the_assistant_opens_is_bad_in_either_annotation(
+    tmp_path: Path, tiny_model: Path, style: str
+) -> None:
+    """Before its first turn stands none, and not its last: as ShareGPT has them, they end with the user."""
+    opened = [{"from": ("gpt", "human")[i % 2], "value": text} for i, text in enumerate("abcd")]
+    path = written(tmp_path / "pairs.jsonl", [PAIR, {"conversations": opened}])
+    source = read([path])
+    prepared, report = prepare(source, Annotator(tiny_model, style), held_out=0.0, max_length=100)
+    assert source.bad == [f"{path}, line 2: conversations has an assistant's turn that does not follow a user's"]
+    assert ([each.example.output for each in prepared.train], report.left_out) == (["Hello."], {"bad": 1})
 
 
 def test_jsonl_of_every_dress(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from plaudit_learner.instruct.evaluate import (
     rouge_l,
     win_rate,
 )
+from plaudit_learner.instruct.report import comparison
 from plaudit_learner.instruct.tune import labelled
 from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.reward.model import RewardModel, Vote, fit
@@ -107,6 +108,18 @@ def test_a_fall_passes_and_is_told(  # of one nat a token, the same in each exam
         "win_rate": 0.5,
     }
     assert {name: verdict.metrics[name] for name in expected} == pytest.approx(expected)
+
+
+def test_what_a_single_reply_cannot_tell_is_left_out() -> None:
+    before = dataclasses.replace(BEFORE, replies=["a"], rouge=[0.2], rewards=[1.0])
+    after = dataclasses.replace(before, nats=[2.0, 3.0, 2.0], served_nats=[2.0, 3.0, 2.0], rouge=[0.3], rewards=[2.0])
+    verdict = judge(before, after)
+    assert verdict.passed
+    assert all(math.isfinite(value) for value in verdict.metrics.values())
+    assert verdict.metrics["rouge_l"] == pytest.approx(0.3)
+    assert verdict.metrics["win_rate"] == 1.0
+    assert not {"rouge_l_change_error", "win_rate_error"} & set(verdict.metrics)
+    assert [row["error"] is None for row in comparison(before, after)] == [False, True, True]
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,10 @@ from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_learner.instruct.__main__ import PROGRAM, expected, run
 from plaudit_learner.instruct.config import InstructSettings
 from plaudit_learner.instruct.run import fold
+from plaudit_learner.policy import Policy
 from plaudit_server.adapters import check_adapter, linear_shapes
 from plaudit_server.engine import PolicyVersion
+from tests.learner.test_instruct_evaluate import reward_model
 
 pytestmark = pytest.mark.timeout(600)  # seconds of work, but it starves on a busy machine
 
@@ -150,6 +152,24 @@ async def test_killed_started_again_published_once(
     assert event.reason.startswith("instruction tuning: the held-out loss did not surely fall")
     assert "v2 is rejected: instruction tuning: the held-out loss did not surely fall" in further.out
     assert store.versions() == ["v1"]
+
+
+def test_one_reply_makes_a_version_that_servers_can_load(
+    tmp_path: Path, data: Path, tiny_model: Path, tiny_model_sha256: str, instruct: Instruct
+) -> None:
+    """One reply has no standard error: it is left out, not written as what no manifest may hold."""
+    reward_model(Policy.load(tiny_model)).save(tmp_path / "judge")
+    outcome = instruct(data, *QUICK, "--replies=1", "--epochs=6", f"--reward-model={tmp_path / 'judge'}")
+    assert outcome.code == 0, outcome.err
+    assert releases(tmp_path).stable == "v1"
+    store = PolicyStore(str(tmp_path / "home" / "versions"))
+    _, manifest = store.fetch("v1", tmp_path / "copy", base_model_sha256=tiny_model_sha256)
+    assert {"rouge_l", "win_rate"} <= set(manifest.metrics)
+    assert "win rate by the reward model" in outcome.out
+    assert "nan" not in outcome.out
+    (kept,) = (path.parent for path in (tmp_path / "home" / "instruct").glob("*/report.html"))
+    assert "nan" not in (kept / "report.html").read_text()
+    assert "NaN" not in (kept / "report.json").read_text()
 
 
 def test_tags_are_judged_as_served(tmp_path: Path, data: Path, instruct: Instruct) -> None:

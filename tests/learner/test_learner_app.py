@@ -52,6 +52,17 @@ async def test_it_ends_with_its_supervisor(tmp_path: Path, tiny_model: Path) -> 
     assert await asyncio.wait_for(learner.wait(), 30) == 0
 
 
+async def test_a_damaged_experience_store_is_named(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "learner").mkdir()
+    store = tmp_path / "learner" / "experience.sqlite"
+    store.write_bytes(b"no database at all" * 100)
+    learner = await start(tmp_path, tiny_model)
+    output, _ = await asyncio.wait_for(learner.communicate(), 60)
+    assert learner.returncode == 1
+    assert output.decode().splitlines()[-1] == f"plaudit-learner: {store}: file is not a database"
+    assert b"Traceback" not in output
+
+
 async def test_only_one_learner_may_use_a_state_directory(tmp_path: Path, tiny_model: Path) -> None:
     first = await start(tmp_path, tiny_model)
     await until(first, "learning from sqlite:")

@@ -13,13 +13,14 @@ import torch
 from plaudit_learner.config import LearnerSettings
 from plaudit_learner.instruct.evaluate import losses
 from plaudit_learner.instruct.mixture import instruction_examples
-from plaudit_learner.policy import Policy, PromptReply
+from plaudit_learner.policy import Policy, PromptReply, prompt_key
 from plaudit_learner.ppo.improve import improve
 from plaudit_learner.ppo.loss import instruction_loss, ppo_loss
 from plaudit_learner.ppo.rollouts import sample
 from plaudit_learner.ppo.settings import ImproveSettings
 from plaudit_learner.ppo.update import Scored, update
 from plaudit_learner.reward.features import encode
+from plaudit_learner.rounds import told_apart
 from tests.learner.improve_in_ranks import SETTINGS, prompts, reward_model
 
 SHARES = (0.5, 0.25, 0.25)
@@ -121,7 +122,9 @@ def test_examples_are_those_that_may_be_trained_on(tmp_path: Path, tiny_model: P
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     found = instruction_examples(file, tiny_model, 100)
     assert len(found) == len(set(found))
-    assert 130 < len(found) < 190, "one in five is held out, as `plaudit instruct` holds it out"
+    assert 100 < len(found) < 150, "one in five is held out by `plaudit instruct`, and one in five by the gate"
+    _, held_out = told_apart((prompt_key(item.prompt), item.prompt) for item in found)
+    assert held_out == [], "the gate's prompts are never trained on"
     assert all(len(item.reply) <= 100 and item.reply[-1] == 258 for item in found)
     with pytest.raises(ValueError, match="no example to train on whose prompt and output are of at most 3 tokens"):
         instruction_examples(file, tiny_model, 3)

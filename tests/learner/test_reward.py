@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from plaudit_learner.policy import Policy, PromptReply
+from plaudit_learner.policy import Policy, PromptReply, prompt_key
 from plaudit_learner.ranks import evenly
 from plaudit_learner.reward.aspects import parse
 from plaudit_learner.reward.features import SHAPE_FEATURES, batches, encode
@@ -306,7 +309,38 @@ def test_real_replies_round_trip(tiny_model: Path, tmp_path: Path) -> None:
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors"]
     loaded = RewardModel.load(tmp_path)
     assert loaded.metrics == model.metrics
+    assert loaded.prompts == {prompt_key(item.prompt) for item in items}
     torch.testing.assert_close(loaded.score(policy, items[:5]), model.score(policy, items[:5]))
+
+
+FILES = ("reward_model.safetensors", "reward_model.json")
+
+
+def test_what_a_power_loss_leaves_is_no_model(tmp_path: Path) -> None:
+    fit_features(*synthetic(40, seed=0)).save(tmp_path)
+    spoilt: list[Callable[[bytes], bytes]] = [lambda whole: whole[:-20], lambda _: b"", lambda whole: bytes(len(whole))]
+    for file in (tmp_path / name for name in FILES):
+        whole = file.read_bytes()
+        for spoil in spoilt:
+            file.write_bytes(spoil(whole))
+            with pytest.raises(ValueError, match=f"{re.escape(str(file))} is not a reward model"):
+                RewardModel.load(tmp_path)
+        file.write_bytes(whole)
+    RewardModel.load(tmp_path)
+
+
+def test_it_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[int, int]] = []
+
+    def fsync(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        assert not (tmp_path / FILES[len(synced)]).exists()
+        synced.append((status.st_ino, status.st_size))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    fit_features(*synthetic(40, seed=0)).save(tmp_path)
+    found = [(tmp_path / name).stat() for name in FILES]
+    assert synced == [(status.st_ino, status.st_size) for status in found]
 
 
 def test_encoding_does_not_depend_on_the_batch(tiny_model: Path) -> None:

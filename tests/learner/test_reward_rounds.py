@@ -88,12 +88,18 @@ def test_a_round_begun_again_ends_in_the_same_bits(rounds: Rounds, monkeypatch: 
     assert sorted(path.name for path in rounds.models.iterdir()) == ["2", "3"]
 
 
-def test_a_torn_file_is_passed_over(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["reward_model.json", "reward_model.safetensors"])
+def test_a_torn_file_is_passed_over(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
     vote(rounds.store, 0, 40)
     rounds.fit()
-    (rounds.models / "1" / "reward_model.json").write_text("{}")
+    file = rounds.models / "1" / name
+    file.write_bytes(file.read_bytes()[:-20])
     monkeypatch.setattr(rounds.learner, "_last_round", lambda: (1, 40))
     assert rounds.fit().metrics.votes == 40
+    (warning,) = (record.message for record in caplog.records if "fitted from nothing" in record.message)
+    assert str(file) in warning
 
 
 def test_every_aspect_is_fitted_and_the_declared_ones_are_needed(tmp_path: Path, tiny_model: Path) -> None:

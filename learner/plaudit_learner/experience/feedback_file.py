@@ -10,10 +10,11 @@ one of
   preferred_over  the text of another, worse reply to the same messages
 aspect          optional; what of the reply is meant; default "quality"
 user            optional; who judges, in your own words; kept as a keyed hash only
-time            optional; when: ISO 8601 (UTC if it names no zone) or seconds since 1970; default: now
+time            optional; when: ISO 8601 (UTC if it names no zone) or seconds since 1970; default: when the file was
+                last modified
 
 A later thumb or rating of the same user on the same reply and aspect replaces an earlier one; of lines without a time,
-the later line is later.
+the later line is later. Lines without a user are of somebody else each.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from plaudit_learner.reward.aspects import DEFAULT_ASPECT
 
 _Text = Annotated[str, StringConstraints(min_length=1)]
 _VERDICTS = ("thumb", "rating", "preferred_over")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class FeedbackFileError(ValueError):
@@ -66,8 +68,14 @@ class Line(BaseModel):
 
     @field_validator("time")
     @classmethod
-    def _has_a_zone(cls, time: datetime | None) -> datetime | None:
-        return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
+    def _is_one_that_records_can_have(cls, time: datetime | None) -> datetime | None:
+        if time is None:
+            return None
+        if time.tzinfo is None:
+            time = time.replace(tzinfo=UTC)
+        if not EPOCH <= time <= datetime.max.replace(tzinfo=UTC):
+            raise ValueError("give a time from 1970 to 9999")
+        return time
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:

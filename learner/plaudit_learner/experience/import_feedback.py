@@ -7,6 +7,7 @@ comes through the log is checked by intake, read again by a learner with a new s
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from pydantic_settings import CliPositionalArg
 from plaudit import secret_file
 from plaudit.base_model import PACKAGED
 from plaudit.settings import Settings, parse
+from plaudit_learner.config import EXPERIENCE
 from plaudit_learner.experience.feedback_file import FeedbackFileError, read
 
 PROGRAM = "plaudit import"
@@ -51,13 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (FeedbackFileError, ModelNotFound, EventLogUnavailable, OSError, ValueError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
+    except sqlite3.Error as error:  # the event log's are EventLogUnavailable
+        print(f"{PROGRAM}: {settings.state_dir}/{EXPERIENCE}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
 def run(settings: ImportSettings) -> str:
     """Import the file; returns what was done, in words. Nothing is imported if any line is wrong.
 
-    Raises FeedbackFileError, ModelNotFound, EventLogUnavailable, OSError and ValueError (another base model).
+    Raises FeedbackFileError, ModelNotFound, EventLogUnavailable, OSError, ValueError (another base model) and
+    sqlite3.Error (the experience store cannot be used).
     """
     lines = read(settings.file)
     key = secret_file.read_key(settings.user_key_file)
@@ -69,14 +75,16 @@ def run(settings: ImportSettings) -> str:
     from plaudit_learner.template import ChatTemplate
 
     model = base_model.resolve(settings.model, settings.model_cache.expanduser())
-    if settings.state_dir is not None and (settings.state_dir / "experience.sqlite").exists():
-        store = Experience(settings.state_dir / "experience.sqlite")
+    if settings.state_dir is not None and (settings.state_dir / EXPERIENCE).exists():
+        store = Experience(settings.state_dir / EXPERIENCE)
         try:
             store.belongs_to(base_model.fingerprint(model))
         finally:
             store.close()
     longest = json.loads((model / "config.json").read_text()).get("max_position_embeddings")
-    records = Records(ChatTemplate(model), key, longest, now=time.time_ns() // 1000)
+    # As old as its file, and not as this import: imported again, it is no newer than it was.
+    written = min(settings.file.stat().st_mtime_ns, time.time_ns()) // 1000
+    records = Records(ChatTemplate(model), key, longest, max(0, written))
     for number, line in lines:
         try:
             records.add(line)

@@ -15,7 +15,6 @@ away (`erasure.py`).
 from __future__ import annotations
 
 import array
-import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from plaudit.v1.feedback_pb2 import Thumb
 from plaudit.v1.sampling_pb2 import FinishReason
 from plaudit_learner.experience import erasure, retention
 from plaudit_learner.experience import timeline as timelines
-from plaudit_learner.policy import PromptReply
+from plaudit_learner.policy import PromptReply, prompt_key
 from plaudit_learner.ppo.rollouts import Rollout
 from plaudit_learner.reward.judgements import Preference, Rating, Vote
 
@@ -204,15 +203,14 @@ class Experience:
             return
         if self._retention is not None and not self._retention.admit_interaction(record):
             return
-        prompt = array.array("I", record.prompt_token_ids).tobytes()
         self._db.execute(
             "INSERT INTO interactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (
                 record.response_id,
                 record.policy_version,
                 record.user,
-                _key(prompt),
-                prompt,
+                prompt_key(record.prompt_token_ids),
+                array.array("I", record.prompt_token_ids).tobytes(),
                 array.array("I", record.reply_token_ids).tobytes(),
                 array.array("f", record.behaviour_logprobs).tobytes(),
                 record.sampling.temperature,
@@ -230,6 +228,8 @@ class Experience:
         if not self._erasures.admit_feedback(record):
             return
         slot, value, words = _slot(record)
+        # An import's unnamed voters are different people: each gets the statement's name, and replaces nobody's.
+        unnamed = record.feedback_id if record.policy_version == IMPORTED else ""
         self._db.execute(
             "INSERT INTO statements VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
             " SET slot = excluded.slot, value = excluded.value, words = excluded.words, at = excluded.at,"
@@ -238,7 +238,7 @@ class Experience:
             "  < (at, slot, value, words, traceparent)",
             (
                 record.response_id,
-                record.user,
+                record.user or unnamed,
                 record.aspect,
                 record.feedback_id,
                 slot,
@@ -324,7 +324,7 @@ class Experience:
         """Preferences that stand between two of the last `window` replies to the same prompt."""
         rows = self._db.execute(
             "SELECT i.prompt, i.reply, i.finish_reason, w.reply, w.finish_reason,"
-            " s.user, i.policy_version, i.user, s.response_id, s.at"
+            " iif(s.user = s.feedback_id, '', s.user), s.user, i.policy_version, i.user, s.response_id, s.at"
             " FROM standing AS s JOIN interactions AS i ON i.response_id = s.response_id"
             " JOIN interactions AS w ON 'over ' || w.response_id = s.slot AND w.prompt_key = i.prompt_key"
             " WHERE s.aspect = :aspect AND i.at >= iif(i.policy_version = :foreign, :imported, :live)"
@@ -332,7 +332,7 @@ class Experience:
             {"aspect": aspect, **self._window(window)},
         )
         return [
-            Preference(_reply(prompt, better, i), _reply(prompt, worse, w), 1.0, user, aspect, *_source(user, *more))
+            Preference(_reply(prompt, better, i), _reply(prompt, worse, w), 1.0, user, aspect, *_source(*more))
             for prompt, better, i, worse, w, user, *more in rows
         ]
 
@@ -450,7 +450,7 @@ class Experience:
     def knows(self, prompt: Sequence[int]) -> bool:
         """Whether there is a reply to this prompt."""
         query = "SELECT 1 FROM interactions WHERE prompt_key = ? LIMIT 1"
-        return self._db.execute(query, (_key(array.array("I", prompt).tobytes()),)).fetchone() is not None
+        return self._db.execute(query, (prompt_key(prompt),)).fetchone() is not None
 
     def usual_sampling(self, window: int) -> tuple[float, int] | None:
         """(temperature, max_tokens) that most users ask for in the last `window` sampled replies; None without any.
@@ -471,14 +471,15 @@ class Experience:
         self, aspect: str, window: int, values: Sequence[int]
     ) -> list[tuple[PromptReply, int, str, tuple[str, str, int]]]:
         rows = self._db.execute(
-            "SELECT i.prompt, i.reply, i.finish_reason, s.value, s.user, i.policy_version, i.user, s.response_id, s.at"
+            "SELECT i.prompt, i.reply, i.finish_reason, s.value,"
+            " iif(s.user = s.feedback_id, '', s.user), s.user, i.policy_version, i.user, s.response_id, s.at"
             " FROM standing AS s JOIN interactions AS i USING (response_id)"
             " WHERE s.slot = 'vote' AND s.aspect = :aspect AND s.value IN (SELECT value FROM json_each(:values_))"
             " AND i.at >= iif(i.policy_version = :foreign, :imported, :live) ORDER BY i.at, i.response_id, s.user",
             {"aspect": aspect, "values_": json.dumps(list(values)), **self._window(window)},
         )
         return [
-            (_reply(prompt, reply, reason), value, user, _source(user, *more))
+            (_reply(prompt, reply, reason), value, user, _source(*more))
             for prompt, reply, reason, value, user, *more in rows
         ]
 
@@ -520,10 +521,6 @@ def _source(user: str, version: str, asker: str, response_id: str, at: int) -> t
     # A voter is who asked: a name that was only given with the vote proves nothing. Of imports the operator's word
     # counts: those without a user are each a voter.
     return response_id, (user or response_id) if version == IMPORTED else asker, at
-
-
-def _key(prompt: bytes) -> str:
-    return hashlib.sha256(prompt).hexdigest()
 
 
 def _tokens(blob: bytes) -> tuple[int, ...]:

@@ -222,7 +222,8 @@ def _say_scores(outcome: Outcome) -> None:
         print(f"{row['name']:32} {row['before']:.3f} → {row['after']:.3f}  ({row['change']:+.3f}{error})")
     metrics = outcome.verdict.metrics
     if "win_rate" in metrics:
-        print(f"{'win rate by the reward model':32} {metrics['win_rate']:.2f} ± {metrics['win_rate_error']:.2f}")
+        error = f" ± {metrics['win_rate_error']:.2f}" if "win_rate_error" in metrics else ""
+        print(f"{'win rate by the reward model':32} {metrics['win_rate']:.2f}{error}")
 
 
 def _hush() -> None:

@@ -142,11 +142,11 @@ def _pair(
 
 
 def _conversation(name: str, turns: list[Turn], where: str) -> Iterator[Example]:
-    first = next((content for role, content in turns if role == "user"), None)
+    first = next((content for role, content in turns if role == "user"), "")
     found = False
     for index, (role, content) in enumerate(turns):
         if role == "assistant":
-            if first is None or turns[index - 1][0] != "user":
+            if index == 0 or turns[index - 1][0] != "user":
                 raise FieldError(name, "has an assistant's turn that does not follow a user's")
             found = True
             yield Example(where, tuple(turns[:index]), content, first)

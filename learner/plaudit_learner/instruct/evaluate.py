@@ -189,7 +189,10 @@ def win_rate(before: Sequence[float], after: Sequence[float]) -> Difference:
 
 
 def judge(before: Scores, after: Scores) -> Verdict:
-    """Published if the loss, on outputs after prompts as servers make them, surely fell."""
+    """Published if the loss, on outputs after prompts as servers make them, surely fell.
+
+    Figures that are not finite are none (the standard error of a single reply, say): they are left out of the metrics.
+    """
     served = loss_difference(before.served_nats, after.served_nats, before.served_tokens)
     metrics = {
         "held_out_loss_before": before.loss,
@@ -217,7 +220,7 @@ def judge(before: Scores, after: Scores) -> Verdict:
     check = Check(
         "held_out_loss_change", served.mean, 0.0, allowed, upper=True, kept=served.mean < allowed, reason=reason
     )
-    return Verdict([check], metrics)
+    return Verdict([check], {name: value for name, value in metrics.items() if math.isfinite(value)})
 
 
 def _judge(reward_model: RewardModel, policy: Policy, items: list[PromptReply]) -> list[float]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from plaudit.releases import BASE
+from plaudit_learner import strict_json
 from plaudit_learner.gate.judge import Verdict
 from plaudit_learner.instruct.check import DataReport, Prepared
 from plaudit_learner.instruct.evaluate import Scores, difference, loss_difference
@@ -25,7 +26,7 @@ def write(directory: Path, told: Mapping[str, Any]) -> Path:
     import jinja2
 
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "report.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    (directory / "report.json").write_text(strict_json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["number"] = _number
     page = environment.from_string(_TEMPLATE.read_text()).render(told, plots=_plots(told))
@@ -92,6 +93,8 @@ def comparison(before: Scores, after: Scores) -> list[dict[str, Any]]:
 
 
 def _row(name: str, before: float, after: float, error: float | None) -> dict[str, Any]:
+    if error is not None and not math.isfinite(error):
+        error = None  # of a single reply
     return {"name": name, "before": before, "after": after, "change": after - before, "error": error}
 
 

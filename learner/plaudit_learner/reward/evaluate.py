@@ -1,11 +1,12 @@
 """`plaudit evaluate reward-model`: the learner's newest reward model on judgements that it was not trained on.
 
-Judgements whose prompt the experience store knows are left out: on those the model was, or will be, trained.
+Left out are judgements on prompts that the model was fitted on, also if their replies have left the experience store
+since, and on those that the store knows: on them the next one will be.
 """
 
 from __future__ import annotations
 
-import json
+import sqlite3
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from pathlib import Path
 from plaudit.base_model import PACKAGED
 from plaudit.releases import BASE
 from plaudit.settings import Settings, parse
+from plaudit_learner.config import EXPERIENCE
 from plaudit_learner.experience.feedback_file import FeedbackFileError, read
 
 PROGRAM = "plaudit evaluate reward-model"
@@ -44,17 +46,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (FeedbackFileError, ModelNotFound, OSError, ValueError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
+    except sqlite3.Error as error:
+        print(f"{PROGRAM}: {settings.state_dir / EXPERIENCE}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
 def run(settings: EvaluateSettings) -> str:
-    """The report. Raises FeedbackFileError, ModelNotFound, OSError, and ValueError if there is nothing to evaluate."""
+    """The report.
+
+    Raises FeedbackFileError, ModelNotFound, OSError, ValueError if there is nothing to evaluate, and sqlite3.Error if
+    the experience store cannot be used.
+    """
     lines = read(settings.data)
     directory = newest(settings.state_dir)
 
     from plaudit import base_model
+    from plaudit_learner import strict_json
     from plaudit_learner.experience.store import Experience
-    from plaudit_learner.policy import Policy, PromptReply
+    from plaudit_learner.policy import Policy, PromptReply, prompt_key
     from plaudit_learner.reward.features import encode
     from plaudit_learner.reward.judgements import Preference, Rating, Vote
     from plaudit_learner.reward.model import RewardModel
@@ -69,7 +79,7 @@ def run(settings: EvaluateSettings) -> str:
             raise ValueError(f"{reference}: is missing; the reward model reads with {reward_model.reference}")
     model = base_model.resolve(settings.model, settings.model_cache.expanduser())
     template = ChatTemplate(model)
-    store = Experience(settings.state_dir / "experience.sqlite")
+    store = Experience(settings.state_dir / EXPERIENCE)
     votes: list[Vote] = []
     preferences: list[Preference] = []
     ratings: list[Rating] = []
@@ -79,7 +89,8 @@ def run(settings: EvaluateSettings) -> str:
             try:
                 prompt = template.prompt([Message(turn.role, turn.content) for turn in line.messages])
                 item = PromptReply(prompt, template.reply(line.reply), True)
-                if line.aspect not in reward_model.heads or store.knows(prompt):
+                seen = prompt_key(prompt) in reward_model.prompts or store.knows(prompt)
+                if line.aspect not in reward_model.heads or seen:
                     continue
                 if line.preferred_over is not None:
                     other = PromptReply(prompt, template.reply(line.preferred_over, "preferred_over"), True)
@@ -105,10 +116,10 @@ def run(settings: EvaluateSettings) -> str:
     figures = measure(reward_model, features, votes, preferences, ratings)
     if settings.as_json:
         shown = {"round": int(directory.name), "judgements": len(lines) - left_out, "left_out": left_out}
-        return json.dumps({**shown, "figures": [asdict(figure) for figure in figures]})
+        return strict_json.dumps({**shown, "figures": [asdict(figure) for figure in figures]})
     title = (
         f"reward model of round {directory.name}, by {len(lines) - left_out} judgements; {left_out} left out: "
-        "their prompts are in the experience store, or there is no head for their aspect"
+        "the model or the experience store knows their prompts, or there is no head for their aspect"
     )
     header = f"{'aspect':12} {'what':24} {'value':>6}  (95 %)         judgements"
     return "\n".join([title, header, *(figure.text() for figure in figures)])

@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plaudit.releases import BASE
-from plaudit_learner.policy import Policy, PromptReply
+from plaudit_learner.policy import Policy, PromptReply, prompt_key
 from plaudit_learner.reward import aspects, head
 from plaudit_learner.reward.aspects import DEFAULT, Term
 from plaudit_learner.reward.calibration import Bin, auc
@@ -65,6 +67,8 @@ class RewardModel:
     """The version of the reference policy whose states are its features: with those of another it makes no sense."""
     _scale: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Over the reference replies: mean and deviation of each aspect's lowered margin, and under "" of the whole."""
+    prompts: frozenset[str] = frozenset()
+    """Keys of the prompts that it was fitted on (`prompt_key`): on others only it is judged fairly."""
 
     @property
     def metrics(self) -> RewardMetrics:
@@ -121,22 +125,24 @@ class RewardModel:
         directory.mkdir(parents=True, exist_ok=True)
         unfinished = directory / "unfinished"
         save_file(self.weights, unfinished)
-        unfinished.replace(directory / "reward_model.safetensors")
+        _settle(unfinished, directory / "reward_model.safetensors")
         described = {
             "aspects": ",".join(map(str, self.terms)),
             "pessimism": self.pessimism,
             "reference": self.reference,
             "scale": self._scale,
             "heads": {aspect: asdict(metrics) for aspect, metrics in self.heads.items()},
+            "prompts": sorted(self.prompts),
         }
         unfinished.write_text(json.dumps(described, indent=2) + "\n")
-        unfinished.replace(directory / "reward_model.json")
+        _settle(unfinished, directory / "reward_model.json")
 
     @classmethod
     def load(cls, directory: Path) -> RewardModel:
-        """Read what `save` wrote. Raises OSError if it is not there, ValueError if it is something else."""
+        """Read what `save` wrote. Raises OSError if it is not there, ValueError if it is something else, or torn."""
+        description, weights = directory / "reward_model.json", directory / "reward_model.safetensors"
         try:
-            described = json.loads((directory / "reward_model.json").read_text())
+            described = json.loads(description.read_text())
             heads = {
                 aspect: RewardMetrics(**{**row, "reliability": tuple(Bin(**bin_) for bin_ in row["reliability"])})
                 for aspect, row in described["heads"].items()
@@ -144,11 +150,13 @@ class RewardModel:
             scale = {name: (mean, sd) for name, (mean, sd) in described["scale"].items()}
             terms, pessimism = aspects.parse(described["aspects"]), described["pessimism"]
             reference = described.get("reference", BASE)  # those of older releases all have it
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"{directory / 'reward_model.json'} is not a reward model of this version: {error}"
-            ) from None
-        return cls(load_file(directory / "reward_model.safetensors"), heads, terms, pessimism, reference, scale)
+            prompts = frozenset(described.get("prompts", ()))  # those of older releases do not know
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{description} is not a reward model of this version: {error}") from None
+        try:
+            return cls(load_file(weights), heads, terms, pessimism, reference, scale, prompts)
+        except SafetensorError as error:
+            raise ValueError(f"{weights} is not a reward model, or torn: {error}") from None
 
     def _scaled(self, features_ND: Tensor) -> Tensor:
         return (features_ND - self.weights["mean_D"]) / self.weights["scale_D"]
@@ -195,7 +203,8 @@ def fit(
     new = [item for item in dict.fromkeys(items) if item not in cache]
     cache.update((item, encoding.features_D) for item, encoding in zip(new, encode(policy, new), strict=True))
     features_MD = torch.stack([cache[item] for item in items])
-    return fit_features(features_MD, votes, preferences, ratings, terms=terms, pessimism=pessimism, before=before)
+    model = fit_features(features_MD, votes, preferences, ratings, terms=terms, pessimism=pessimism, before=before)
+    return replace(model, prompts=frozenset(map(prompt_key, {item.prompt for item in items})))
 
 
 def fit_features(
@@ -292,6 +301,13 @@ def _scaling(features_MD: Tensor, weight_M: Tensor) -> tuple[Tensor, Tensor]:
     states = features_MD.shape[1] - SHAPE_FEATURES
     scale_D[:states] *= states**0.5
     return mean_D, scale_D
+
+
+def _settle(unfinished: Path, file: Path) -> None:
+    """Rename it once it is on the disk: a name must not outlive a power loss that its content does not."""
+    with unfinished.open("rb") as written:
+        os.fsync(written.fileno())
+    unfinished.replace(file)
 
 
 def _mean_sd(margin_N: Tensor) -> tuple[float, float]:
