@@ -106,7 +106,7 @@ def test_a_version_that_is_liked_better_is_promoted_before_the_end() -> None:
 
 
 ARM = Arm(replies=100, votes=100, approval=0.5, voted=100, errors=0, seconds=1.0)
-EVEN = Evidence(ARM, ARM, 0.5, (1.0, -1.0) * 50, (0.5,) * 100, (0.0,) * 100, (1.0,) * 100)
+EVEN = Evidence(ARM, ARM, 0.5, 200, (1.0, -1.0) * 50, (0.5,) * 100, (0.0,) * 100, (1.0,) * 100)
 
 
 def test_the_minimum_exposure_is_kept_and_the_limit_ends_it() -> None:
@@ -164,6 +164,17 @@ def test_a_canary_that_servers_hardly_serve_is_rolled_back_and_not_waited_for_fo
     assert judgement.reason.startswith(
         "of about 1050 replies that were to be its own it gave few: no votes (no replies"
     )
+
+
+def test_a_trial_ends_when_the_store_is_full_of_it() -> None:
+    """At a share so small that it would take more replies than are kept to draw its limit."""
+    rare = replace(EVEN, canary=replace(ARM, votes=5), share=0.001, begun=RULES.most_kept)
+    assert judge(replace(rare, begun=RULES.most_kept - 1), RULES).decision == Decision.GO_ON
+    assert judge(rare, RULES).decision == Decision.PROMOTE
+    few = replace(ARM, replies=RULES.least_votes - 1, votes=0)
+    judgement = judge(replace(rare, canary=few), RULES)
+    assert judgement.decision == Decision.ROLL_BACK
+    assert judgement.reason.startswith("too few of 100000 replies were its own to tell: ")
 
 
 def test_a_version_that_nobody_votes_on_is_promoted_in_the_end_and_that_is_said() -> None:

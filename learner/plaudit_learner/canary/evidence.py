@@ -57,6 +57,8 @@ class Evidence:
     stable: Arm
     share: float
     """At which the canary is drawn."""
+    begun: int
+    """Replies of both since the trial began, those included from before both answered."""
     approval: tuple[float, ...]
     voted: tuple[float, ...]
     """1 if the canary's reply was voted on, less half of the share of its block's replies that were."""
@@ -73,6 +75,7 @@ def weigh(
     canary, stable: replies drawn, in the order in which they began. ballots: the votes that stand on them.
     share: above 0 and below 1. most_votes: of one side, after which the trial ends; see `_few_of_each`.
     """
+    begun = len(canary) + len(stable)
     if canary and stable:
         since = max(canary[0].at, stable[0].at)
         canary, stable = ([reply for reply in arm if reply.at >= since] for arm in (canary, stable))
@@ -95,6 +98,7 @@ def weigh(
         canary=_arm(canary, ours, voted),
         stable=_arm(stable, theirs, voted),
         share=share,
+        begun=begun,
         approval=tuple(
             ballot.score - statistics.fmean(other.score for other in beside)
             for ballot, beside in blocks(ours, theirs, block)
