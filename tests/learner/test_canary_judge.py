@@ -219,6 +219,31 @@ def test_nobody_decides_alone_where_there_are_others_and_a_lone_user_does() -> N
     assert judge(alone, RULES).decision == Decision.ROLL_BACK
 
 
+def test_one_receipt_is_one_vote_however_many_names_speak_on_it() -> None:
+    trial = Trial(0)
+    trial.reply(False, liked=0.5)
+    trial.reply(True, liked=0.0)  # to nobody known: whoever has the receipt may give any name
+    (own,) = (ballot for ballot in trial.ballots if ballot.response_id == "r2")
+    trial.ballots += [replace(own, user=f"name {number}") for number in range(40)]
+    for number in range(600):
+        trial.reply(number % 2 == 0, liked=0.7, user=f"user {number % 61}")
+    assert trial.evidence().canary.votes == 301
+    assert judge(trial.evidence(), RULES).decision == Decision.PROMOTE
+
+
+def test_names_that_disagree_on_one_reply_are_its_mean() -> None:
+    trial = Trial(0)
+    for ours in (False, True, False):  # the first one came before both answered
+        trial.reply(ours, liked=0.0)
+    trial.ballots = [
+        Ballot("r3", "ann", 0.5, 3),
+        *(Ballot("r2", name, score, at) for name, score, at in (("a", 1.0, 4), ("b", 0.0, 9), ("c", 0.0, 2))),
+    ]
+    evidence = trial.evidence()
+    assert (evidence.canary.votes, evidence.canary.approval) == (1, pytest.approx(1 / 3))
+    assert evidence.approval == pytest.approx((1 / 3 - 0.5,))
+
+
 def test_few_voters_do_not_starve_the_stable_side_of_a_small_share() -> None:
     trial = Trial(0, share=0.1)
     for number in range(1500):

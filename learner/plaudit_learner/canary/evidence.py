@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from plaudit_learner.experience.store import Ballot, Exposure
@@ -38,7 +38,7 @@ class Arm:
 
     replies: int
     votes: int
-    """Those that count: at most so many of one user."""
+    """Those that count: one of a reply, and at most so many of one user."""
     approval: float
     """Their mean, 0 to 1; a rating of 1 to 5 is 0, 1/4, … 1. 0 if there are none."""
     voted: int
@@ -80,7 +80,7 @@ def weigh(
         since = max(canary[0].at, stable[0].at)
         canary, stable = ([reply for reply in arm if reply.at >= since] for arm in (canary, stable))
     block = max(1, round((1 - share) / share))
-    cast = sorted(ballots, key=lambda ballot: (ballot.at, ballot.response_id, ballot.user))
+    cast = _one_of_each_reply(sorted(ballots, key=lambda ballot: (ballot.at, ballot.response_id, ballot.user)))
     ids = [{reply.response_id for reply in arm} for arm in (canary, stable)]
     ours, theirs = (
         _few_of_each([ballot for ballot in cast if ballot.response_id in arm], most_votes, times)
@@ -124,6 +124,17 @@ def _late(ours: Exposure, theirs: Exposure) -> bool:
     if not (ours.seconds and theirs.seconds and ours.tokens and theirs.tokens):
         return False
     return ours.seconds > TOO_SLOW * theirs.seconds * max(1.0, ours.tokens / theirs.tokens)
+
+
+def _one_of_each_reply(cast: Sequence[Ballot]) -> list[Ballot]:
+    """What is said of a reply weighs one vote, as in `experience/influence.py`: the mean, in the first one's place.
+
+    Whoever holds the receipt of a reply that was given to nobody known may speak under many names.
+    """
+    said: dict[str, list[Ballot]] = defaultdict(list)
+    for ballot in cast:
+        said[ballot.response_id].append(ballot)
+    return [replace(every[0], score=statistics.fmean(one.score for one in every)) for every in said.values()]
 
 
 def _few_of_each(cast: Sequence[Ballot], most_votes: int, times: int) -> list[Ballot]:
