@@ -353,13 +353,18 @@ def test_a_store_of_an_earlier_release_gets_its_columns(tmp_path: Path) -> None:
 def test_ratings_are_votes_and_what_is_retracted_is_none(tmp_path: Path) -> None:
     store = Experience(tmp_path / "experience.sqlite")
     for number in range(4):
-        store.add_interaction(interaction(f"r{number}", time=number))
-    store.add_feedback(feedback("r0", key="a", time=1, rating=4))
-    store.add_feedback(feedback("r1", key="b", time=2, thumb=DOWN))
+        reply = interaction(f"r{number}", time=number)
+        reply.user = "ann" if number == 0 else ""
+        store.add_interaction(reply)
+    store.add_feedback(feedback("r0", key="a", time=1, user="ann", rating=4))
+    store.add_feedback(feedback("r1", key="b", time=2, user="bob", thumb=DOWN))
     store.add_feedback(feedback("r2", key="c", time=3, thumb=UP))
     store.add_feedback(feedback("r2", key="d", time=4, retraction=True))
     store.add_feedback(feedback("r3", key="e", time=5, thumb=UP, aspect="tone"))
-    assert [(b.response_id, b.score) for b in store.ballots("quality", ("v1",), 0)] == [("r0", 0.75), ("r1", 0.0)]
+    assert [(b.response_id, b.asker, b.user, b.score) for b in store.ballots("quality", ("v1",), 0)] == [
+        ("r0", "ann", "ann", 0.75),
+        ("r1", "", "bob", 0.0),
+    ]
     assert store.ballots("quality", ("v1",), 1)[0].response_id == "r1"
     assert store.ballots("quality", ("v9",), 0) == []
     store.close()

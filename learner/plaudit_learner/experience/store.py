@@ -132,7 +132,10 @@ class Ballot:
     """One vote that stands on such a reply."""
 
     response_id: str
+    asker: str
+    """Whom the reply was given to; empty: not known."""
     user: str
+    """Who it is said to be of. Only the asker may vote on what was given to one; else the name proves nothing."""
     score: float
     """0 or 1; of a rating of 1 to 5: 0, 1/4, … 1."""
     at: int
@@ -409,14 +412,15 @@ class Experience:
     def ballots(self, aspect: str, versions: Sequence[str], since: int) -> list[Ballot]:
         """The thumbs and ratings that stand on replies of these versions begun at `since` (Unix µs) or later."""
         rows = self._db.execute(
-            "SELECT s.response_id, s.user, s.value, s.at FROM standing AS s JOIN interactions AS i USING (response_id)"
+            "SELECT s.response_id, i.user, s.user, s.value, s.at"
+            " FROM standing AS s JOIN interactions AS i USING (response_id)"
             " WHERE s.slot = 'vote' AND s.aspect = ? AND i.at >= ? AND NOT i.pinned"
             " AND i.policy_version IN (SELECT value FROM json_each(?)) ORDER BY s.at, s.response_id, s.user",
             (aspect, since, json.dumps(versions)),
         )
         return [
-            Ballot(name, user, (value - _RATED - 1) / 4 if value > _RATED else float(value == 1), at)
-            for name, user, value, at in rows
+            Ballot(name, asker, user, (value - _RATED - 1) / 4 if value > _RATED else float(value == 1), at)
+            for name, asker, user, value, at in rows
         ]
 
     def prompts(self, window: int) -> dict[str, tuple[int, ...]]:
