@@ -48,9 +48,11 @@ class LearnerSettings(ProgramSettings):
     canary_most_votes: int = Field(default=100, ge=2)
     """Votes on each side after which the trial ends, and the canary is promoted unless there is a sign of harm."""
     canary_most_replies: int = Field(default=1000, ge=2)
-    """Replies that its share gives the canary after which the trial ends, however few votes there are."""
+    """Replies that its share gives the canary after which the trial ends, however few votes there are; it ends after
+    100,000 of both versions, or a `window`, too."""
     window: int = Field(default=4000, ge=16)
-    """Replies that are learnt from and kept, the most recent ones: those sampled here, and as many imported ones."""
+    """Replies that are learnt from and kept, the most recent ones: those sampled here, and as many imported ones.
+    What a canary is judged by is kept beyond it until its trial is over."""
     max_new_tokens: int = Field(default=64, ge=4)
     """Length limit of fresh rollouts; the requests' own usual limit where that is lower. In tokens."""
     max_prompt_tokens: int = Field(default=256, ge=1)

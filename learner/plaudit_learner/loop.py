@@ -23,10 +23,11 @@ from plaudit.events import EventLog, EventLogUnavailable
 from plaudit.releases import BASE
 from plaudit.tracing import Span
 from plaudit_learner import rounds
-from plaudit_learner.canary.review import Reviewer, on_trial
+from plaudit_learner.canary.review import Reviewer
 from plaudit_learner.config import LearnerSettings
 from plaudit_learner.experience import influence
 from plaudit_learner.experience.intake import Intake
+from plaudit_learner.experience.on_trial import on_trial
 from plaudit_learner.experience.store import Experience
 from plaudit_learner.follow import Task
 from plaudit_learner.gate.judge import Reader, Verdict

@@ -54,14 +54,17 @@ class Trial:
         self.ballots: list[Ballot] = []
         self.clock = 0
 
-    def reply(self, ours: bool, *, liked: float, rate: float = 1.0, user: str = "", **how: float) -> None:
+    def reply(
+        self, ours: bool, *, liked: float, rate: float = 1.0, user: str = "", said: str = "", **how: float
+    ) -> None:
+        """user: whom it is given to; said: the name given with the vote on a reply to nobody known."""
         self.clock += 1
         name = f"r{self.clock}"
         failed = self.draw.random() < how.pop("failing", 0.0)
         self.arms[not ours].append(exposure(name, self.clock, failed=failed, **how))  # type: ignore[arg-type]
         if self.draw.random() < rate:
             score = float(self.draw.random() < liked)
-            self.ballots.append(Ballot(name, user, score, self.clock))
+            self.ballots.append(Ballot(name, user, user or said, score, self.clock))
 
     def evidence(self) -> Evidence:
         return weigh(*self.arms, self.ballots, self.share, most_votes=RULES.most_votes)
@@ -106,7 +109,7 @@ def test_a_version_that_is_liked_better_is_promoted_before_the_end() -> None:
 
 
 ARM = Arm(replies=100, votes=100, approval=0.5, voted=100, errors=0, seconds=1.0)
-EVEN = Evidence(ARM, ARM, 0.5, (1.0, -1.0) * 50, (0.5,) * 100, (0.0,) * 100, (1.0,) * 100)
+EVEN = Evidence(ARM, ARM, 0.5, 200, (1.0, -1.0) * 50, (0.5,) * 100, (0.0,) * 100, (1.0,) * 100)
 
 
 def test_the_minimum_exposure_is_kept_and_the_limit_ends_it() -> None:
@@ -166,6 +169,17 @@ def test_a_canary_that_servers_hardly_serve_is_rolled_back_and_not_waited_for_fo
     )
 
 
+def test_a_trial_ends_when_the_store_is_full_of_it() -> None:
+    """At a share so small that it would take more replies than are kept to draw its limit."""
+    rare = replace(EVEN, canary=replace(ARM, votes=5), share=0.001, begun=RULES.most_kept)
+    assert judge(replace(rare, begun=RULES.most_kept - 1), RULES).decision == Decision.GO_ON
+    assert judge(rare, RULES).decision == Decision.PROMOTE
+    few = replace(ARM, replies=RULES.least_votes - 1, votes=0)
+    judgement = judge(replace(rare, canary=few), RULES)
+    assert judgement.decision == Decision.ROLL_BACK
+    assert judgement.reason.startswith("too few of 100000 replies were its own to tell: ")
+
+
 def test_a_version_that_nobody_votes_on_is_promoted_in_the_end_and_that_is_said() -> None:
     judgement = judge(Trial(0).run({"liked": 0.5, "rate": 0.0}, {"liked": 0.5, "rate": 0.0}, 2020), RULES)
     assert judgement.decision == Decision.PROMOTE
@@ -206,6 +220,53 @@ def test_nobody_decides_alone_where_there_are_others_and_a_lone_user_does() -> N
     assert counted.canary.votes == 100 + FEW, "each of the others once, and of the one a few"
     alone = Trial(0).run({"liked": 0.1, "user": "me"}, {"liked": 0.6, "user": "me"}, 200)  # type: ignore[dict-item]
     assert judge(alone, RULES).decision == Decision.ROLL_BACK
+
+
+def test_one_receipt_is_one_vote_however_many_names_speak_on_it() -> None:
+    trial = Trial(0)
+    trial.reply(False, liked=0.5)
+    trial.reply(True, liked=0.0)  # to nobody known: whoever has the receipt may give any name
+    (own,) = (ballot for ballot in trial.ballots if ballot.response_id == "r2")
+    trial.ballots += [replace(own, user=f"name {number}") for number in range(40)]
+    for number in range(600):
+        trial.reply(number % 2 == 0, liked=0.7, user=f"user {number % 61}")
+    assert trial.evidence().canary.votes == 301
+    assert judge(trial.evidence(), RULES).decision == Decision.PROMOTE
+
+
+@pytest.mark.parametrize("made_up", [False, True])
+def test_whoever_has_no_name_where_others_have_one_is_one_voter(made_up: bool) -> None:
+    trial = Trial(0)
+    for number in range(600):
+        trial.reply(number % 2 == 0, liked=0.7, user=f"user {number}")
+        if number < 80:
+            trial.reply(number % 2 == 0, liked=number % 2, said=f"name {number}" if made_up else "")
+    evidence = trial.evidence()
+    # The first user's vote came before both answered.
+    assert (evidence.canary.votes, evidence.stable.votes) == (299 + FEW, 300 + FEW)
+
+
+def test_where_nobody_has_a_name_each_receipt_is_somebodys_own() -> None:
+    trial = Trial(0)
+    for number in range(200):
+        trial.reply(number % 2 == 0, liked=0.5)
+        trial.reply(number % 2 == 0, liked=0.5, said="a name that came with the vote")
+    evidence = trial.evidence()
+    assert (evidence.canary.votes, evidence.stable.votes) == (99 + FEW, 100 + FEW)
+
+
+def test_names_that_disagree_on_one_reply_are_its_mean() -> None:
+    trial = Trial(0)
+    for ours in (False, True, False):  # the first one came before both answered
+        trial.reply(ours, liked=0.0)
+    trial.ballots = [
+        Ballot("r3", "ann", "ann", 0.5, 3),
+        *(Ballot("r2", "", name, score, at) for name, score, at in (("a", 1.0, 4), ("b", 0.0, 9), ("c", 0.0, 2))),
+    ]
+    evidence = trial.evidence()
+    assert evidence.canary.votes == 1
+    assert evidence.canary.approval == pytest.approx(1 / 3)
+    assert evidence.approval == pytest.approx((1 / 3 - 0.5,))
 
 
 def test_few_voters_do_not_starve_the_stable_side_of_a_small_share() -> None:

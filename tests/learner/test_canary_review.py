@@ -15,9 +15,10 @@ from plaudit.events import FEEDBACK, INTERACTIONS, POLICIES, EventLog, Record, f
 from plaudit.releases import Releases
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import PolicyState
-from plaudit_learner.canary.review import Reviewer, on_trial
+from plaudit_learner.canary.review import Reviewer
 from plaudit_learner.config import LearnerSettings
 from plaudit_learner.experience.intake import Intake
+from plaudit_learner.experience.on_trial import on_trial
 from plaudit_learner.experience.store import Experience
 from plaudit_learner.gate.judge import Verdict
 from plaudit_learner.metrics import LearnerMetrics
@@ -34,11 +35,12 @@ BEGAN = 1_000_000_000
 class Home:
     """A learner's surroundings, and its reviewer, which may be begun anew as after a kill."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, keep: int | None = None, **settings: int) -> None:
+        """keep: the replies that the store keeps; None: all."""
         self.url = f"sqlite:{path / 'events.sqlite'}"
-        self.settings = LearnerSettings(event_log=self.url, policy_store=str(path / "v"), state_dir=path)
+        self.settings = LearnerSettings(event_log=self.url, policy_store=str(path / "v"), state_dir=path, **settings)  # type: ignore[arg-type]
         self.log = open_log(self.url)
-        self.store = Experience(path / "experience.sqlite")
+        self.store = Experience(path / "experience.sqlite", keep=keep)
         self.said = 0
         self.begin()
 
@@ -54,20 +56,19 @@ class Home:
         event.metrics["round"] = 1.0
         self.log.append([Record(POLICIES, version, event.SerializeToString())])
 
-    def vote(self, version: str, liked: float, count: int, *, pinned: bool = False) -> None:
-        """So many replies of a version, each by another user, who likes it with this probability."""
+    def vote(self, version: str, liked: float | None, count: int, *, pinned: bool = False) -> None:
+        """So many replies of a version, each to another user, who likes it with this probability; None: no votes."""
         records = []
         for _ in range(count):
             self.said += 1
             reply = interaction(f"r{self.said}", version=version, time=BEGAN + self.said)
             reply.finished_at.CopyFrom(at(BEGAN + self.said + 1000))
             reply.pinned = pinned
-            up = random.Random(self.said).random() < liked
-            vote = feedback(f"r{self.said}", key="k", time=BEGAN + self.said, thumb=UP if up else DOWN)
-            records += [
-                Record(INTERACTIONS, reply.response_id, reply.SerializeToString()),
-                Record(FEEDBACK, reply.response_id, vote.SerializeToString()),
-            ]
+            records.append(Record(INTERACTIONS, reply.response_id, reply.SerializeToString()))
+            if liked is not None:
+                up = random.Random(self.said).random() < liked
+                vote = feedback(f"r{self.said}", key="k", time=BEGAN + self.said, thumb=UP if up else DOWN)
+                records.append(Record(FEEDBACK, reply.response_id, vote.SerializeToString()))
         self.log.append(records)
 
     def both(self, ours: float, theirs: float, count: int) -> None:
@@ -124,6 +125,70 @@ def test_a_liked_canary_is_promoted(home: Home) -> None:
     releases = home.review()
     assert (releases.stable, releases.canary) == ("v2", None)
     assert home.events()[-1].reason.startswith("surely not liked less by 0.1 or more: ")
+
+
+@pytest.mark.parametrize(
+    ("canary_answers", "became", "why"),
+    [
+        (True, STABLE, "no sign of harm to the end of its trial: "),
+        (False, ROLLED_BACK, "of about 20 replies that were to be its own it gave few: no votes (no replies"),
+    ],
+)
+def test_a_trial_with_hardly_a_vote_ends_though_it_is_longer_than_the_window(
+    tmp_path: Path, canary_answers: bool, became: PolicyState.ValueType, why: str
+) -> None:
+    home = Home(tmp_path, keep=16, window=16, canary_most_replies=20)
+    home.announce("v1", STABLE)
+    home.announce("v2", CANARY, 0.1)
+    home.review()
+    for number in range(20):
+        assert on_trial(home.review()), number
+        home.vote("v2" if canary_answers else "v1", None, 1)
+        home.vote("v1", 1.0 if number % 10 == 0 else None, 1)
+        home.vote("v1", None, 8)
+    home.vote("v1", None, 1)  # the first of all came before both answered
+    home.review()
+    assert home.events()[-1].state == became
+    assert home.events()[-1].reason.startswith(why)
+    home.vote("v1", None, 1)
+    home.review()
+    assert len(home.store.exposures("v1", 0, 1000)) <= 16, "what was on trial has left"
+    assert home.store.count_votes("quality") == 2
+    home.close()
+
+
+def test_what_has_counted_goes_on_counting(tmp_path: Path) -> None:
+    """At each look a learner with a small window sees what one that keeps everything sees."""
+    homes = []
+    for name, keep in (("small", 16), ("everything", None)):
+        (tmp_path / name).mkdir()
+        homes.append(Home(tmp_path / name, keep=keep, window=16))
+        homes[-1].announce("v1", STABLE)
+        homes[-1].vote("v1", 0.5, 20)  # before the trial: no part of it
+        homes[-1].review()
+        homes[-1].announce("v2", CANARY, 0.5)
+    for look in range(30):
+        seen = []
+        for home in homes:
+            home.both(0.3, 0.5, 2)
+            home.vote("v1", 1.0, 5, pinned=True)  # asked for by name, which fills the window
+            home.review()
+            figures = home.metrics
+            seen.append(
+                [
+                    child._value.get()
+                    for child in (
+                        figures.canary_votes.labels("canary"),
+                        figures.canary_votes.labels("stable"),
+                        figures.canary_approval.labels("canary"),
+                        figures.canary_harm,
+                    )
+                ]
+            )
+        assert seen[0] == seen[1], look
+    assert seen[0][0] >= 59
+    for home in homes:
+        home.close()
 
 
 def test_it_is_told_how_the_trial_goes_and_the_trial_goes_on(home: Home) -> None:
@@ -262,6 +327,8 @@ def test_a_store_of_an_earlier_release_gets_its_columns(tmp_path: Path) -> None:
     file = tmp_path / "experience.sqlite"
     Experience(file).close()
     with sqlite3.connect(file) as db:
+        db.execute("DROP INDEX interactions_in_order")
+        db.execute("CREATE INDEX interactions_at ON interactions (at)")
         for column in ("finished_at", "pinned", "traceparent"):
             db.execute(f"ALTER TABLE interactions DROP COLUMN {column}")
         db.execute("DROP VIEW standing")  # SQLite does not drop a column that a view shows
@@ -286,13 +353,18 @@ def test_a_store_of_an_earlier_release_gets_its_columns(tmp_path: Path) -> None:
 def test_ratings_are_votes_and_what_is_retracted_is_none(tmp_path: Path) -> None:
     store = Experience(tmp_path / "experience.sqlite")
     for number in range(4):
-        store.add_interaction(interaction(f"r{number}", time=number))
-    store.add_feedback(feedback("r0", key="a", time=1, rating=4))
-    store.add_feedback(feedback("r1", key="b", time=2, thumb=DOWN))
+        reply = interaction(f"r{number}", time=number)
+        reply.user = "ann" if number == 0 else ""
+        store.add_interaction(reply)
+    store.add_feedback(feedback("r0", key="a", time=1, user="ann", rating=4))
+    store.add_feedback(feedback("r1", key="b", time=2, user="bob", thumb=DOWN))
     store.add_feedback(feedback("r2", key="c", time=3, thumb=UP))
     store.add_feedback(feedback("r2", key="d", time=4, retraction=True))
     store.add_feedback(feedback("r3", key="e", time=5, thumb=UP, aspect="tone"))
-    assert [(b.response_id, b.score) for b in store.ballots("quality", ("v1",), 0)] == [("r0", 0.75), ("r1", 0.0)]
+    assert [(b.response_id, b.asker, b.user, b.score) for b in store.ballots("quality", ("v1",), 0)] == [
+        ("r0", "ann", "ann", 0.75),
+        ("r1", "", "bob", 0.0),
+    ]
     assert store.ballots("quality", ("v1",), 1)[0].response_id == "r1"
     assert store.ballots("quality", ("v9",), 0) == []
     store.close()

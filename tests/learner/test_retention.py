@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit_learner.experience.retention import _MOST_PER_REPLY, Retention
+from plaudit.v1.events_pb2 import Feedback, Interaction
+from plaudit_learner.experience.on_trial import OnTrial
+from plaudit_learner.experience.retention import _MOST_PER_REPLY, Retention, most_on_trial
 from plaudit_learner.experience.store import Experience
 from tests.learner.test_erasure import take
 from tests.learner.test_experience import DOWN, UP, feedback, interaction
@@ -82,6 +84,74 @@ def test_the_window_does_not_depend_on_the_order(
         assert ids(store) == {record.response_id for record in newest}
     finally:
         store.close()
+
+
+TRIAL = OnTrial("v2", "v1", since=5)
+
+
+def put(store: Experience, trial: OnTrial | None, *records: Interaction | Feedback) -> None:
+    """As the intake does it while that is on trial."""
+    with store.transaction():
+        for record in records:
+            store.add(record)
+        store.retain(trial)
+
+
+@settings(max_examples=25)
+@given(times=st.lists(st.integers(0, 19), max_size=30), seed=st.integers(0, 1000), batch=st.integers(1, 7))
+def test_what_is_on_trial_stays_whatever_the_order(
+    tmp_path_factory: pytest.TempPathFactory, times: list[int], seed: int, batch: int
+) -> None:
+    records = [interaction(f"r{i}", version=f"v{1 + i % 2}", time=time) for i, time in enumerate(times)]
+    shuffled = random.Random(seed).sample(records, len(records))
+    store = Experience(tmp_path_factory.mktemp("retention") / "experience.sqlite", keep=4)
+    store._db.execute("PRAGMA synchronous = OFF")  # power does not fail here
+    try:
+        for start in range(0, len(shuffled), batch):
+            put(store, TRIAL, *shuffled[start : start + batch])
+        newest = sorted(records, key=lambda record: (record.started_at.ToMicroseconds(), record.response_id))[-4:]
+        drawn = [record for record in records if record.started_at.ToMicroseconds() >= TRIAL.since]
+        assert ids(store) == {record.response_id for record in newest + drawn}
+        put(store, None)
+        assert ids(store) == {record.response_id for record in newest}
+    finally:
+        store.close()
+
+
+def test_what_leaves_after_its_trial_is_counted_once_and_does_not_come_back(store: Experience) -> None:
+    records = [
+        record
+        for i in range(30)
+        for record in (
+            interaction(f"r{i}", version=("v1", "v2", "v3")[i % 3], time=i),
+            feedback(f"r{i}", key="k", time=i, thumb=UP),
+        )
+    ]
+    newest, on_trial = {"r26", "r27", "r28", "r29"}, {f"r{i}" for i in range(5, 30) if i % 3 < 2}
+    # The same records each time, as from a log that is read anew.
+    for trial, kept in ((TRIAL, on_trial | newest), (TRIAL, on_trial | newest), (None, newest), (TRIAL, newest)):
+        put(store, trial, *records)
+        assert ids(store) == kept
+        tallies = store.tallies("quality")
+        assert {version: tallies[version].up for version in tallies} == {"v1": 10, "v2": 10, "v3": 10}
+
+
+def test_a_vote_on_what_is_on_trial_counts_however_late_it_comes(store: Experience) -> None:
+    put(store, TRIAL, *(interaction(f"r{i}", version="v2", time=i) for i in range(20)))
+    put(store, TRIAL, feedback("r5", key="k", time=99, thumb=UP), feedback("r4", key="k", time=99, thumb=UP))
+    assert [ballot.response_id for ballot in store.ballots("quality", ("v2",), 0)] == ["r5"], "r4 came before the trial"
+    asked_for = interaction("pinned", version="v2", time=6)
+    asked_for.pinned = True
+    put(store, TRIAL, asked_for)
+    assert "pinned" not in ids(store)
+
+
+def test_what_is_on_trial_is_bounded_and_the_first_stay(store: Experience, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plaudit_learner.experience.retention._MOST_ON_TRIAL", 6)
+    assert (most_on_trial(4), most_on_trial(10)) == (6, 10)
+    for i in range(30):
+        put(store, TRIAL, interaction(f"r{i}", version=f"v{1 + i % 2}", time=i))
+    assert ids(store) == {f"r{i}" for i in (5, 6, 7, 8, 9, 10, 26, 27, 28, 29)}
 
 
 def test_what_waits_is_bounded_and_the_newest_wait(store: Experience) -> None:

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from plaudit_learner.experience.influence import voters
 from plaudit_learner.experience.store import Ballot, Exposure
 
 FEW = 5
-"""Votes of one user that always count, on each side: less than a third of the fewest votes that decide anything (16),
+"""Votes of one voter that always count, on each side: less than a third of the fewest votes that decide anything (16),
 so that nobody decides alone where there are others."""
 TOO_SLOW = 1.5
 """A reply is late if it takes more than this many times as long as the stable version's beside it."""
@@ -38,7 +39,7 @@ class Arm:
 
     replies: int
     votes: int
-    """Those that count: at most so many of one user."""
+    """Those that count: one of a reply, and at most so many of one voter."""
     approval: float
     """Their mean, 0 to 1; a rating of 1 to 5 is 0, 1/4, … 1. 0 if there are none."""
     voted: int
@@ -57,6 +58,8 @@ class Evidence:
     stable: Arm
     share: float
     """At which the canary is drawn."""
+    begun: int
+    """Replies of both since the trial began, those included from before both answered."""
     approval: tuple[float, ...]
     voted: tuple[float, ...]
     """1 if the canary's reply was voted on, less half of the share of its block's replies that were."""
@@ -73,14 +76,17 @@ def weigh(
     canary, stable: replies drawn, in the order in which they began. ballots: the votes that stand on them.
     share: above 0 and below 1. most_votes: of one side, after which the trial ends; see `_few_of_each`.
     """
+    begun = len(canary) + len(stable)
     if canary and stable:
         since = max(canary[0].at, stable[0].at)
         canary, stable = ([reply for reply in arm if reply.at >= since] for arm in (canary, stable))
     block = max(1, round((1 - share) / share))
-    cast = sorted(ballots, key=lambda ballot: (ballot.at, ballot.response_id, ballot.user))
+    cast = _one_of_each_reply(sorted(ballots, key=lambda ballot: (ballot.at, ballot.response_id, ballot.user)))
+    names = voters([(ballot.asker, ballot.user or ballot.response_id) for ballot in cast])
+    who = {ballot.response_id: name for ballot, name in zip(cast, names, strict=True)}
     ids = [{reply.response_id for reply in arm} for arm in (canary, stable)]
     ours, theirs = (
-        _few_of_each([ballot for ballot in cast if ballot.response_id in arm], most_votes, times)
+        _few_of_each([ballot for ballot in cast if ballot.response_id in arm], who, most_votes, times)
         for arm, times in zip(ids, (1, block), strict=True)
     )
     voted = {ballot.response_id for ballot in cast}
@@ -95,6 +101,7 @@ def weigh(
         canary=_arm(canary, ours, voted),
         stable=_arm(stable, theirs, voted),
         share=share,
+        begun=begun,
         approval=tuple(
             ballot.score - statistics.fmean(other.score for other in beside)
             for ballot, beside in blocks(ours, theirs, block)
@@ -122,20 +129,30 @@ def _late(ours: Exposure, theirs: Exposure) -> bool:
     return ours.seconds > TOO_SLOW * theirs.seconds * max(1.0, ours.tokens / theirs.tokens)
 
 
-def _few_of_each(cast: Sequence[Ballot], most_votes: int, times: int) -> list[Ballot]:
-    """The first few votes of each user; nobody counts for more than twice an equal part of the votes that decide.
+def _one_of_each_reply(cast: Sequence[Ballot]) -> list[Ballot]:
+    """What is said of a reply weighs one vote, as in `experience/influence.py`: the mean, in the first one's place.
 
-    Where few people vote, each counts for more, or a deployment with one user would never decide. Who gave no user id
-    is whoever held the receipt: each such vote is somebody's own. `times` as many count where `times` as many decide.
+    Whoever holds the receipt of a reply that was given to nobody known may speak under many names.
     """
-    named = {ballot.user for ballot in cast if ballot.user}
-    voters = len(named) + sum(not ballot.user for ballot in cast)
-    few = times * max(FEW, math.ceil(2 * most_votes / max(1, voters)))
-    counted: Counter[str] = Counter()
-    kept = []
+    said: dict[str, list[Ballot]] = defaultdict(list)
     for ballot in cast:
-        counted[ballot.user] += 1
-        if not ballot.user or counted[ballot.user] <= few:
+        said[ballot.response_id].append(ballot)
+    return [replace(every[0], score=statistics.fmean(one.score for one in every)) for every in said.values()]
+
+
+def _few_of_each(cast: Sequence[Ballot], who: Mapping[str, Hashable], most_votes: int, times: int) -> list[Ballot]:
+    """The first few votes of each voter; nobody counts for more than twice an equal part of the votes that decide.
+
+    Where few people vote, each counts for more, or a deployment with one user would never decide. `who` cast the vote
+    on a reply is as in `experience/influence.py`. `times` as many count where `times` as many decide.
+    """
+    voted = [who[ballot.response_id] for ballot in cast]
+    few = times * max(FEW, math.ceil(2 * most_votes / max(1, len(set(voted)))))
+    counted: Counter[Hashable] = Counter()
+    kept = []
+    for ballot, voter in zip(cast, voted, strict=True):
+        counted[voter] += 1
+        if counted[voter] <= few:
             kept.append(ballot)
     return kept
 

@@ -43,6 +43,8 @@ class Rules:
     """On each side, after which the trial ends."""
     most_replies: int = 1000
     """Of the canary by its share, after which the trial ends, however few votes there are."""
+    most_kept: int = 100_000
+    """Of both since the trial began: the store keeps no more of it, so a trial at a very small share ends here."""
 
 
 class Decision(StrEnum):
@@ -87,10 +89,13 @@ def judge(evidence: Evidence, rules: Rules) -> Judgement:
     if enough_votes and log_capital(bets) >= -math.log(ALPHA_PROMOTE):
         return judgement(Decision.PROMOTE, f"surely not liked less by {MARGIN:g} or more")
     drawn = evidence.share * (ours.replies + theirs.replies)
-    if min(ours.votes, theirs.votes) < rules.most_votes and drawn < rules.most_replies:
+    enough_drawn = min(ours.votes, theirs.votes) >= rules.most_votes or drawn >= rules.most_replies
+    if not enough_drawn and evidence.begun < rules.most_kept:
         return judgement(Decision.GO_ON, "on trial")
     if ours.replies < _LEAST_SHARE_SERVED * drawn:
         return judgement(Decision.ROLL_BACK, f"of about {drawn:.0f} replies that were to be its own it gave few")
+    if not (enough_drawn or enough_replies):
+        return judgement(Decision.ROLL_BACK, f"too few of {evidence.begun} replies were its own to tell")
     z = sum(evidence.approval) / math.sqrt(sum(d * d for d in evidence.approval) or 1.0)
     if enough_votes and z <= -_Z_LAST:
         return judgement(Decision.ROLL_BACK, f"liked less than the stable version at the end of its trial (z {z:.1f})")

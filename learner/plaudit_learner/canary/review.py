@@ -12,7 +12,6 @@ word was overtaken by a decision made before it was heard says it again for him.
 from __future__ import annotations
 
 import logging
-import math
 
 from plaudit import logs, tracing
 from plaudit.events import POLICIES, EventLog, Record
@@ -23,6 +22,8 @@ from plaudit_learner.canary.evidence import Evidence, weigh
 from plaudit_learner.canary.judge import Decision, Rules, judge
 from plaudit_learner.config import LearnerSettings
 from plaudit_learner.experience.intake import Intake
+from plaudit_learner.experience.on_trial import OnTrial, on_trial
+from plaudit_learner.experience.retention import most_on_trial
 from plaudit_learner.experience.store import Experience
 from plaudit_learner.metrics import LearnerMetrics
 
@@ -32,11 +33,6 @@ _STATES = {
     Decision.PROMOTE: PolicyState.POLICY_STATE_STABLE,
     Decision.ROLL_BACK: PolicyState.POLICY_STATE_ROLLED_BACK,
 }
-
-
-def on_trial(releases: Releases) -> bool:
-    """Whether votes are to decide about a canary. At a share of 0 it waits for an operator, and nobody waits for it."""
-    return releases.canary is not None and releases.share(releases.canary) > 0
 
 
 class Reviewer:
@@ -50,6 +46,7 @@ class Reviewer:
             least_votes=settings.canary_least_votes,
             most_votes=settings.canary_most_votes,
             most_replies=settings.canary_most_replies,
+            most_kept=most_on_trial(settings.window),
         )
         self._log = event_log
         self._store = store
@@ -65,9 +62,10 @@ class Reviewer:
         if seen == self._seen:
             return
         self._withdraw_overtaken(intake)
-        self._metrics.stands(releases, on_trial(releases))
-        if releases.canary is not None and on_trial(releases):
-            self._try(releases.canary, intake)
+        trial = on_trial(releases)
+        self._metrics.stands(releases, trial is not None)
+        if trial is not None:
+            self._try(trial, intake)
         self._seen = seen
 
     def _withdraw_overtaken(self, intake: Intake) -> None:
@@ -79,15 +77,15 @@ class Reviewer:
                     event, PolicyState.POLICY_STATE_ROLLED_BACK, f"{later} took its place before it was judged", intake
                 )
 
-    def _try(self, version: str, intake: Intake) -> None:
-        releases = intake.releases
+    def _try(self, trial: OnTrial, intake: Intake) -> None:
+        releases, version = intake.releases, trial.canary
         event = releases.event(version)
         assert event is not None, "a canary has an event"
         if version != self._trying:
             self._trying = version
             share = releases.share(version)
             log.info("%s is on trial at %.3g of conversations; no round begins until votes decide", version, share)
-        evidence = self._weigh(version, releases.stable, event, releases.share(version))
+        evidence = self._weigh(trial, releases.share(version))
         judgement = judge(evidence, self._rules)
         self._metrics.tried(evidence, judgement.log_capital)
         event = PolicyEvent.FromString(event.SerializeToString())
@@ -113,15 +111,13 @@ class Reviewer:
             self._announce(event, state, judgement.reason, intake)
         self._metrics.canary_decisions.labels(judgement.decision.value).inc()
 
-    def _weigh(self, version: str, stable: str, event: PolicyEvent, share: float) -> Evidence:
-        """All that was drawn since its CANARY event: with another share the comparison is another, and begins anew."""
-        since = event.time.ToMicroseconds()
-        # Beyond it the trial has ended long ago, whatever else there is.
-        most = 2 * math.ceil(self._rules.most_replies / share)
+    def _weigh(self, trial: OnTrial, share: float) -> Evidence:
+        """All that is on trial: the store keeps it until the trial is over."""
+        since, most = trial.since, self._rules.most_kept
         return weigh(
-            self._store.exposures(version, since, most),
-            self._store.exposures(stable, since, most),
-            self._store.ballots(self._aspect, (version, stable), since),
+            self._store.exposures(trial.canary, since, most),
+            self._store.exposures(trial.stable, since, most),
+            self._store.ballots(self._aspect, (trial.canary, trial.stable), since),
             share,
             most_votes=self._rules.most_votes,
         )

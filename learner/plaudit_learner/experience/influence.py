@@ -92,7 +92,7 @@ def spread(prompts: Mapping[str, Tokens], askers: Mapping[str, str], *, cap: flo
     askers: who asked a prompt first; missing or empty: unknown.
     """
     oldest_first = list(prompts)[::-1]
-    who = dict(zip(prompts, _voters([(askers.get(key, ""), key) for key in prompts]), strict=True))
+    who = dict(zip(prompts, voters([(askers.get(key, ""), key) for key in prompts]), strict=True))
     say = _capped([who[key] for key in oldest_first], [1.0] * len(prompts), cap)
     first = near_identical([prompts[key] for key in oldest_first], say)
     distinct = [key for number, key in enumerate(oldest_first) if first[number] == number]
@@ -152,18 +152,7 @@ def near_identical(prompts: Sequence[Tokens], say: Sequence[float]) -> list[int]
     return [met[leaders[first[place[prompt]]]] for prompt in prompts]
 
 
-def _weights(judgements: Sequence[Judgement], cap: float) -> list[float]:
-    """Of judgements of one aspect."""
-    # A judgement without a receipt is of a reply of its own.
-    replies = [judgement.receipt or row for row, judgement in enumerate(judgements)]
-    voters = _voters([(one.voter, reply) for one, reply in zip(judgements, replies, strict=True)])
-    weight = _cut(replies, [1.0] * len(judgements), 1.0)
-    alike = near_identical([judgement.item.prompt for judgement in judgements], _capped(voters, weight, cap))
-    # Only of one voter: what many people ask is no flood, and to damp it would give the word to whoever asks otherwise.
-    return _capped(voters, _cut(list(zip(voters, alike, strict=True)), weight, REPEATS), cap)
-
-
-def _voters(named: Sequence[tuple[str, Hashable]]) -> list[Hashable]:
+def voters(named: Sequence[tuple[str, Hashable]]) -> list[Hashable]:
     """Who counts as one voter, of (name or empty, what was said or asked).
 
     Those without a name cannot be told apart: together they are one voter. But where most have none the application
@@ -171,6 +160,17 @@ def _voters(named: Sequence[tuple[str, Hashable]]) -> list[Hashable]:
     """
     crowd = 2 * sum(not name for name, _ in named) > len(named)
     return [name or (("unnamed", what) if crowd else "") for name, what in named]
+
+
+def _weights(judgements: Sequence[Judgement], cap: float) -> list[float]:
+    """Of judgements of one aspect."""
+    # A judgement without a receipt is of a reply of its own.
+    replies = [judgement.receipt or row for row, judgement in enumerate(judgements)]
+    who = voters([(one.voter, reply) for one, reply in zip(judgements, replies, strict=True)])
+    weight = _cut(replies, [1.0] * len(judgements), 1.0)
+    alike = near_identical([judgement.item.prompt for judgement in judgements], _capped(who, weight, cap))
+    # Only of one voter: what many people ask is no flood, and to damp it would give the word to whoever asks otherwise.
+    return _capped(who, _cut(list(zip(who, alike, strict=True)), weight, REPEATS), cap)
 
 
 def _capped(groups: Sequence[Hashable], weight: Sequence[float], cap: float) -> list[float]:

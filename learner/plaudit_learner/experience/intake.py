@@ -19,6 +19,7 @@ from plaudit.events import (
 )
 from plaudit.releases import Releases
 from plaudit.v1.events_pb2 import PolicyEvent
+from plaudit_learner.experience.on_trial import on_trial
 from plaudit_learner.experience.records import Poison, parse
 from plaudit_learner.experience.store import Experience
 
@@ -80,7 +81,7 @@ class Intake:
                 if poison:
                     # Before the position is kept: a crash in between loses no dead letter.
                     self._write_letters(poison)
-                self._store.retain()
+                self._store.retain(on_trial(self.releases))
                 self._store.set_positions(self._identity, following)
             self._positions = following  # only now: what was rolled back is read again
             self._store.shrink()

@@ -1,12 +1,17 @@
 """The bound of the experience store: it keeps the training window, and what waits for it, and no more.
 
-    interactions ─── the last `window` sampled here, and the last `window` imported ──┐
+    interactions ─┬─ the last `window` sampled here, and the last `window` imported ──┐
+                  └─ the first `most_on_trial` that a canary is judged by ────────────┤
     statements   ─┬─ those about these replies, at most _MOST_PER_REPLY each ─────────┴─▶ kept
                   └─ those whose reply is not here: the last `waiting`
     the rest     ──▶ deleted; what stood on it stays in the tallies
 
 A reply leaves for good: it is not taken in again, and a vote that comes for it later waits in vain. What stood on it
 when it left is added to the tallies of its version, so that they do not fall, and cannot be counted twice.
+
+What a canary is judged by stays until its trial is over, and then leaves as the rest does. The judge weighs the whole
+trial at each look, and its test allows for any number of looks at votes that become more (`canary/betting.py`), not at
+a window that slides over them; and a trial of which only a window is seen may never come to its end.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from collections.abc import Sequence
 
 from plaudit.releases import IMPORTED
 from plaudit.v1.events_pb2 import Interaction
+from plaudit_learner.experience.on_trial import OnTrial
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS tallied (
@@ -30,8 +36,14 @@ CREATE TABLE IF NOT EXISTS departed (
 """
 
 WAITING = 200_000  # about 40 MB; the vote of a reply that never comes is an outbox lost, or a reply that has left
+_MOST_ON_TRIAL = 100_000  # about 420 MB, at shares below 0.01 only: a trial ends at canary_most_replies / share replies
 _MOST_PER_REPLY = 1024  # revisions cost only storage: past this many, the first ones said stand
 _FREE_PAGES = 1024  # 4 MiB: what is deleted makes room for what comes, so the file shrinks only after more than that
+
+
+def most_on_trial(window: int) -> int:
+    """Replies on trial that are kept, of both versions together: by then the trial has to end."""
+    return max(_MOST_ON_TRIAL, window)
 
 
 class Retention:
@@ -57,16 +69,24 @@ class Retention:
             (response_id, _MOST_PER_REPLY),
         )
 
-    def trim(self) -> None:
-        """Delete what is past the bounds."""
+    def trim(self, trial: OnTrial | None) -> None:
+        """Delete what is past the bounds; trial: what may not leave yet."""
+        held = self._held(trial)
         for imported in (False, True):
-            leaving = self._db.execute(
+            past = self._db.execute(
                 "SELECT at, response_id FROM interactions WHERE (policy_version = ?) = ?"
                 " ORDER BY at DESC, response_id DESC LIMIT -1 OFFSET ?",
                 (IMPORTED, imported, self._window),
-            ).fetchall()
+            )
+            leaving = [reply for reply in past if reply not in held]
             if leaving:
-                self._db.execute("REPLACE INTO departed VALUES (?, ?, ?)", (imported, *leaving[0]))
+                # Not always newer than what left before: it may have been held meanwhile.
+                self._db.execute(
+                    "INSERT INTO departed VALUES (?, ?, ?) ON CONFLICT DO UPDATE"
+                    " SET at = excluded.at, response_id = excluded.response_id"
+                    " WHERE (excluded.at, excluded.response_id) > (at, response_id)",
+                    (imported, *leaving[0]),
+                )
                 self._depart([response_id for _, response_id in leaving])
         (statements,) = self._db.execute("SELECT count(*) FROM statements").fetchone()
         if statements > self._waiting * 1.05:  # not at every batch: to look for them takes a while
@@ -82,6 +102,17 @@ class Retention:
         (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
         if free > _FREE_PAGES:
             self._db.executescript("PRAGMA incremental_vacuum")  # execute() would free one page, and stop
+
+    def _held(self, trial: OnTrial | None) -> set[tuple[int, str]]:
+        """(at, response_id) of the replies on trial, of the first ones if they are more than may be."""
+        if trial is None:
+            return set()
+        rows = self._db.execute(
+            "SELECT at, response_id FROM interactions WHERE policy_version IN (?, ?) AND NOT pinned AND at >= ?"
+            " ORDER BY at, response_id LIMIT ?",
+            (trial.canary, trial.stable, trial.since, most_on_trial(self._window)),
+        )
+        return set(rows)
 
     def _depart(self, response_ids: Sequence[str]) -> None:
         leaving = (json.dumps(response_ids),)

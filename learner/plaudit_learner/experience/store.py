@@ -29,6 +29,7 @@ from plaudit.v1.feedback_pb2 import Thumb
 from plaudit.v1.sampling_pb2 import FinishReason
 from plaudit_learner.experience import erasure, retention
 from plaudit_learner.experience import timeline as timelines
+from plaudit_learner.experience.on_trial import OnTrial
 from plaudit_learner.policy import PromptReply, prompt_key
 from plaudit_learner.ppo.rollouts import Rollout
 from plaudit_learner.reward.judgements import Preference, Rating, Vote
@@ -50,7 +51,6 @@ CREATE TABLE IF NOT EXISTS interactions (
     pinned         INTEGER NOT NULL DEFAULT 0,
     traceparent    TEXT NOT NULL DEFAULT ''
 ) STRICT;
-CREATE INDEX IF NOT EXISTS interactions_at ON interactions (at);
 CREATE TABLE IF NOT EXISTS statements (
     response_id TEXT NOT NULL,
     user        TEXT NOT NULL,
@@ -90,6 +90,12 @@ _LATER_COLUMNS = {
 }
 """Columns that stores of earlier releases lack; of what those kept, 0 or nothing says that it is not known."""
 
+_INDEX = """
+CREATE INDEX IF NOT EXISTS interactions_in_order ON interactions (at, response_id, policy_version, pinned);
+DROP INDEX IF EXISTS interactions_at;
+"""
+"""All that tells what leaves and what is on trial, which is asked with each batch; the rows themselves are long."""
+
 _INCREMENTAL = 2  # SQLite's auto_vacuum that shrinks the file when asked to
 _RATED = 10  # a rating's value is this much above its points, so that it is no thumb
 
@@ -125,7 +131,10 @@ class Ballot:
     """One vote that stands on such a reply."""
 
     response_id: str
+    asker: str
+    """Whom the reply was given to; empty: not known."""
     user: str
+    """Who it is said to be of. Only the asker may vote on what was given to one; else the name proves nothing."""
     score: float
     """0 or 1; of a rating of 1 to 5: 0, 1/4, … 1."""
     at: int
@@ -136,7 +145,10 @@ class Experience:
     """The store. One writer; every method raises sqlite3.Error if the file cannot be used."""
 
     def __init__(self, path: Path, *, keep: int | None = None) -> None:
-        """keep: the replies of each kind, sampled here and imported, that are kept, the most recent ones; None: all."""
+        """keep: the replies of each kind, sampled here and imported, that are kept, the most recent ones; None: all.
+
+        Those on trial stay beyond that: see `retain`.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
@@ -148,6 +160,7 @@ class Experience:
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.executescript(f"BEGIN; {_SCHEMA}{erasure.SCHEMA}{retention.SCHEMA} COMMIT;")
         self._add_later_columns()
+        self._db.executescript(f"BEGIN; {_INDEX} COMMIT;")
         self._erasures = erasure.Erasures(self._db)
         self._retention = retention.Retention(self._db, keep) if keep is not None else None
 
@@ -264,10 +277,10 @@ class Experience:
         """Say that what was derived from what was erased is gone, and let the file forget it; not in a transaction."""
         self._erasures.settle()
 
-    def retain(self) -> None:
-        """Delete what is past the bounds; belongs into the transaction that took in more."""
+    def retain(self, trial: OnTrial | None = None) -> None:
+        """Delete what is past the bounds, but not what is on trial; belongs into the transaction that took in more."""
         if self._retention is not None:
-            self._retention.trim()
+            self._retention.trim(trial)
         self._erasures.trim()
 
     def shrink(self) -> None:
@@ -328,6 +341,7 @@ class Experience:
             " FROM standing AS s JOIN interactions AS i ON i.response_id = s.response_id"
             " JOIN interactions AS w ON 'over ' || w.response_id = s.slot AND w.prompt_key = i.prompt_key"
             " WHERE s.aspect = :aspect AND i.at >= iif(i.policy_version = :foreign, :imported, :live)"
+            " AND w.at >= iif(w.policy_version = :foreign, :imported, :live)"
             " ORDER BY i.at, i.response_id, s.user, w.response_id",
             {"aspect": aspect, **self._window(window)},
         )
@@ -398,14 +412,15 @@ class Experience:
     def ballots(self, aspect: str, versions: Sequence[str], since: int) -> list[Ballot]:
         """The thumbs and ratings that stand on replies of these versions begun at `since` (Unix µs) or later."""
         rows = self._db.execute(
-            "SELECT s.response_id, s.user, s.value, s.at FROM standing AS s JOIN interactions AS i USING (response_id)"
+            "SELECT s.response_id, i.user, s.user, s.value, s.at"
+            " FROM standing AS s JOIN interactions AS i USING (response_id)"
             " WHERE s.slot = 'vote' AND s.aspect = ? AND i.at >= ? AND NOT i.pinned"
             " AND i.policy_version IN (SELECT value FROM json_each(?)) ORDER BY s.at, s.response_id, s.user",
             (aspect, since, json.dumps(versions)),
         )
         return [
-            Ballot(name, user, (value - _RATED - 1) / 4 if value > _RATED else float(value == 1), at)
-            for name, user, value, at in rows
+            Ballot(name, asker, user, (value - _RATED - 1) / 4 if value > _RATED else float(value == 1), at)
+            for name, asker, user, value, at in rows
         ]
 
     def prompts(self, window: int) -> dict[str, tuple[int, ...]]:
