@@ -229,7 +229,7 @@ def test_one_receipt_is_one_vote_however_many_names_speak_on_it() -> None:
     (own,) = (ballot for ballot in trial.ballots if ballot.response_id == "r2")
     trial.ballots += [replace(own, user=f"name {number}") for number in range(40)]
     for number in range(600):
-        trial.reply(number % 2 == 0, liked=0.7, user=f"user {number % 61}")
+        trial.reply(number % 2 == 0, liked=0.7, user=f"user {number % 301}")
     assert trial.evidence().canary.votes == 301
     assert judge(trial.evidence(), RULES).decision == Decision.PROMOTE
 
