@@ -23,8 +23,8 @@ from plaudit_learner.experience.influence import voters
 from plaudit_learner.experience.store import Ballot, Exposure
 
 FEW = 3
-"""Votes of one voter that always count, on each side. So many opposite pairs, at the beginning, are worth 1.3 of the 3.5
-nats that decide: nobody decides alone where there are others. (Five were worth 2.4, and chance often did the rest.)"""
+"""Votes of one voter that always count, on each side. So many opposite pairs, at the beginning, are worth 1.3 of the
+3.5 nats that decide: nobody decides alone where there are others. (Five are worth 2.4: chance often did the rest.)"""
 TOO_SLOW = 1.5
 """A reply is late if it takes more than this many times as long as the stable version's beside it."""
 TOO_SELDOM = 0.5
