@@ -18,7 +18,7 @@ COMMANDS = {
     "chat": ("plaudit_cli.chat:chat", "Chat with the policy, and vote on its replies."),
     "vote": ("plaudit_cli.vote:vote", "Vote on a reply by its receipt."),
     "top": ("plaudit_cli.top:top", "Watch how serving and learning go, live."),
-    "policies": ("plaudit_cli.policies:app", "List, show, watch, share, promote and roll back policy versions."),
+    "policies": ("plaudit_cli.policies:app", "List, watch, share, promote, roll back versions."),
     "instruct": ("plaudit_cli.instruct:app", "Tune the policy on instruction–output pairs."),
     "simulate": ("plaudit_cli.simulate:simulate", "Let simulated users chat and vote."),
     "import": ("plaudit_cli.import_:import_", "Import feedback that people already have."),
