@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from contextlib import suppress
 from typing import Literal, TypeAlias
 from uuid import uuid4
 
@@ -22,6 +23,8 @@ from plaudit_client.servers import at
 from plaudit_client.types import RefusedStatement, Settled
 
 _AHEAD = 1000  # statements kept here until they are settled
+_OPENING = 5.0
+"""Seconds after which a stream is taken for open though nothing says so: a proxy may hold that back."""
 
 Method: TypeAlias = "grpc.aio.StreamStreamMultiCallable[StreamFeedbackRequest, StreamFeedbackResponse]"
 Call: TypeAlias = "grpc.aio.StreamStreamCall[StreamFeedbackRequest, StreamFeedbackResponse]"
@@ -135,7 +138,8 @@ async def _send(
 ) -> None:
     """Send what is unsettled again, then what waits, until there is no more."""
     # A refusal that came while something was being sent would be lost: see _CUT_OFF in errors.py.
-    await call.initial_metadata()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(call.initial_metadata(), _OPENING)
     for request in list(unsettled):
         await call.write(request)
     while (following := await waiting.get()) is not None:

@@ -60,6 +60,8 @@ class Script(ChatServiceServicer, FeedbackServiceServicer, PolicyServiceServicer
     version: str = "v0"
     replies: Iterable[str] | None = None
     """What it says instead, in turn."""
+    opens: bool = True
+    """It says at once that a stream of feedback may begin."""
     endless: bool = False
     """Replies go on until they are cancelled."""
     truncated: bool = False
@@ -138,7 +140,8 @@ class Script(ChatServiceServicer, FeedbackServiceServicer, PolicyServiceServicer
     ) -> AsyncIterator[feedback_pb2.StreamFeedbackResponse]:
         """Of each connection one statement is settled before it fails, if it is to."""
         settled = 0
-        await context.send_initial_metadata(())
+        if self.opens:
+            await context.send_initial_metadata(())
         async for request in request_iterator:
             if settled:
                 await self._fail_if_told(context)

@@ -32,6 +32,7 @@ from plaudit_client import (
     Unavailable,
     Usage,
 )
+from plaudit_client import stream as feedback_streams
 from tests.clients.scripted import Failure, Script
 
 Code = grpc.StatusCode
@@ -257,6 +258,16 @@ async def test_a_stream_that_ends_while_something_is_sent_is_one_that_broke(
     script.failures = [Failure(Code.INTERNAL, "Internal error from Core")]
     answers = [settled async for settled in client.stream_feedback([Statement("r", rating=1, idempotency_key="k")])]
     assert answers[-1].in_event_log == 1
+
+
+async def test_a_stream_that_nothing_opens_begins_all_the_same(
+    client: AsyncClient, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feedback_streams, "_OPENING", 0.1)
+    script.opens = False
+    statements = [Statement("r", rating=number, idempotency_key=f"k{number}") for number in (1, 2, 3)]
+    answers = [settled async for settled in client.stream_feedback(statements)]
+    assert answers[-1].in_event_log == 3
 
 
 async def test_a_wrong_field_is_named(client: AsyncClient, script: Script) -> None:
