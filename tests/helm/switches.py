@@ -60,7 +60,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "TLS by secret": TLS,
     "TLS by cert-manager": CERT_MANAGER,
     "mutual TLS": MUTUAL,
-    "mutual TLS without callers": {**MUTUAL, "callers.secretName": ""},
+    "mutual TLS without callers": {**MUTUAL, "callers.secretName": "", "gateway.enabled": False},
     "callers behind a mesh": {"callers.secretName": "callers"},
     "servers without volumes": {"server.state.persistent": False},
     "server on GPUs": {"server.device": "gpu", "server.gpus": 2, "server.resources": RESOURCES},
@@ -187,6 +187,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "TLS without a secret": ({"tls.mode": "secret"}, "tls.secretName: give the secret"),
     "TLS without an issuer": ({"tls.mode": "certManager"}, "tls.certManager.issuerRef.name: say who signs"),
     "open to everybody": ({**TLS, "callers.secretName": ""}, "callers.secretName or tls.clientCa.secretName: give one"),
+    "operators by the gateway's certificate": (
+        {**MUTUAL, "callers.secretName": ""},
+        "callers.secretName: give one, or gateway",
+    ),
     "clients' CA without TLS": ({"tls.clientCa.secretName": "ca"}, "tls.clientCa: clients show certificates over TLS"),
     "a model without volume": ({"model.path": "llama"}, "model.existingClaim: give the claim that holds llama"),
     "least above most": (

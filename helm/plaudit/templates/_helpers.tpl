@@ -350,6 +350,8 @@ envFrom:
 {{- fail "tls.certManager.issuerRef.name: say who signs, for tls.mode is certManager" -}}
 {{- else if not (or .Values.callers.secretName $tls.clientCa.secretName) -}}
 {{- fail "callers.secretName or tls.clientCa.secretName: give one, or everybody who reaches the servers may do everything (with something in front that knows its callers, say tls.mode=terminated)" -}}
+{{- else if and .Values.gateway.enabled (not .Values.callers.secretName) -}}
+{{- fail "callers.secretName: give one, or gateway.enabled=false: without it every certificate may do everything, and the gateway shows one, so whoever reaches the gateway could promote and roll back" -}}
 {{- end -}}
 {{- if ne $tls.mode "terminated" -}}
 {{- $tls.secretName | default (printf "%s-tls" (include "plaudit.fullname" .)) -}}
