@@ -285,6 +285,63 @@ def test_a_version_arrives_while_a_reply_streams_and_the_reply_is_stopped(visit:
     expect(page.locator(".candidate .version")).to_have_text(["v1", "v2"])
 
 
+SLOW_REPLY = """() => {
+  const real = window.fetch;
+  const encoder = new TextEncoder();
+  let stream;
+  const send = (chunk) => stream.enqueue(encoder.encode(`data: ${JSON.stringify(chunk)}\\n\\n`));
+  window.say = (content) => send({ choices: [{ delta: { content } }] });
+  window.end = () => {
+    send({ choices: [{ delta: {}, finish_reason: "stop" }] });
+    stream.enqueue(encoder.encode("data: [DONE]\\n\\n"));
+    stream.close();
+  };
+  window.fetch = async (url, options) => {
+    if (!url.endsWith("v1/chat/completions")) return real(url, options);
+    const body = new ReadableStream({ start(controller) { stream = controller; } });
+    options.signal.addEventListener("abort", () => stream.error(options.signal.reason));
+    send({ model: "v0", plaudit: { receipt: "x", policy_version: "v0" }, choices: [] });
+    say("one ");
+    return new Response(body);
+  };
+}"""
+"""A reply that comes as the test says."""
+
+
+def test_two_tabs_on_one_conversation(visit: Visit) -> None:
+    """The reply streams in the first; the second one shows it, is written in, stops it, and outlives the first."""
+    first = visit.page
+    first.evaluate(SLOW_REPLY)
+    visit.say("Count")
+    expect(first.locator(".markdown")).to_have_text("one")
+    second = first.context.new_page()
+    second.set_default_timeout(WAIT)
+    second.goto(visit.url)
+    second.get_by_role("link", name="Count").click()
+    first.evaluate("say('two ')")
+    expect(second.locator(".markdown")).to_have_text("one two")
+    draft = second.get_by_label("Message", exact=True)
+    draft.fill("And")
+    first.evaluate("say('three ')")
+    expect(second.locator(".markdown")).to_have_text("one two three")
+    first.evaluate("end()")
+    expect(second.locator(".thumbs")).to_have_count(1)
+    expect(draft).to_have_value("And")
+    expect(first.get_by_label("Message", exact=True)).to_have_value("And")
+    expect(first.locator(".markdown")).to_have_text("one two three")
+
+    visit.say("Again")
+    second.get_by_role("button", name="Stop").click()
+    for page in (first, second):
+        expect(page.locator(".aside")).to_have_text("Stopped.")
+
+    visit.say("Once more")
+    expect(second.get_by_role("button", name="Stop")).to_be_visible()
+    first.goto("about:blank")
+    expect(second.locator(".aside")).to_have_count(2)
+    expect(second.get_by_role("button", name="Send")).to_be_visible()
+
+
 def test_keyboard_alone(visit: Visit, site: Site) -> None:
     page = visit.page
     expect(page.get_by_label("Message", exact=True)).to_be_focused()

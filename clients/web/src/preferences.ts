@@ -59,8 +59,8 @@ export function startPreferences(): void {
     document.documentElement.lang = language.value === "zh" ? "zh-Hans" : "en";
     save("language", language.value);
   });
-  effect(() => save("single-keys", singleKeys.value));
-  effect(() => save("key", apiKey.value, () => sessionStorage));
-  effect(() => save("admin-key", adminKey.value, () => sessionStorage));
-  effect(() => save("user", userId.value));
+  effect(() => void save("single-keys", singleKeys.value));
+  effect(() => void save("key", apiKey.value, () => sessionStorage));
+  effect(() => void save("admin-key", adminKey.value, () => sessionStorage));
+  effect(() => void save("user", userId.value));
 }

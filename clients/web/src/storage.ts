@@ -16,11 +16,14 @@ export function load<T>(name: string, otherwise: T, storage = () => localStorage
   }
 }
 
-export function save(name: string, value: unknown, storage = () => localStorage): void {
+/** Whether it is kept. */
+export function save(name: string, value: unknown, storage = () => localStorage): boolean {
   try {
     storage().setItem(PREFIX + name, JSON.stringify(value));
+    return true;
   } catch {
     storageFull.value = true;
+    return false;
   }
 }
 

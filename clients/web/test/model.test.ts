@@ -45,6 +45,12 @@ test("a reply that failed is replaced, not compared with", () => {
   expect([turn?.replies.map(({ id }) => id), turn?.chosen, turn?.comparing]).toEqual([["b"], "b", null]);
 });
 
+test("a reply that broke off stays in sight, and is not compared with", () => {
+  const half = withReply(begun(), "a", (reply) => ({ ...reply, text: "Hi", state: "failed" }));
+  const turn = again(half, newReply("b"), 2).turns[0];
+  expect([turn?.replies.map(({ id }) => id), turn?.chosen, turn?.comparing]).toEqual([["a", "b"], "b", null]);
+});
+
 test("a turn without a reply is not told", () => {
   const failed = withReply(begun(), "a", (reply) => ({ ...reply, text: "", state: "failed" }));
   expect(messages(say(failed, "t2", "Again", newReply("b"), 2))).toEqual([{ role: "user", content: "Again" }]);

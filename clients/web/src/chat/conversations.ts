@@ -2,10 +2,14 @@
 
 import { computed, signal } from "@preact/signals";
 import { load, names, onOtherTab, remove, save } from "../storage.ts";
-import { type Conversation, revived, streamingReply } from "./model.ts";
+import { type Conversation, revived, streamingReply, withLastTurn } from "./model.ts";
 
 const PREFIX = "conversation.";
+const STOP = "stop.";
 const SAVE_EVERY = 400; // milliseconds, while a reply streams
+
+/** The conversations whose reply streams in this tab. Another tab's streams there, and is only shown here. */
+export const running = new Map<string, AbortController>();
 
 const all = signal<ReadonlyMap<string, Conversation>>(new Map());
 const unsaved = new Set<string>();
@@ -39,11 +43,32 @@ export function forget(id: string): void {
   remove(PREFIX + id);
 }
 
+/** Stop a reply that streams in another tab. If that tab is no more, it has stopped all the same. */
+export function stopElsewhere(id: string): void {
+  save(STOP + id, "");
+  remove(STOP + id);
+  update(id, revived);
+}
+
 function saveNow(): void {
   clearTimeout(timer);
   timer = undefined;
-  for (const id of unsaved) save(PREFIX + id, all.value.get(id));
-  unsaved.clear();
+  for (const id of unsaved) {
+    const now = all.value.get(id);
+    // This copy of another tab's reply is late: what was changed here is saved once that reply has ended.
+    if (now && streamingReply(now) && !running.has(id)) continue;
+    save(PREFIX + id, now);
+    unsaved.delete(id);
+  }
+}
+
+/** The page goes, and its replies with it: other tabs must not wait for them. */
+function leave(): void {
+  for (const [id, controller] of running) {
+    update(id, revived);
+    controller.abort();
+  }
+  saveNow();
 }
 
 function read(name: string): Conversation | null {
@@ -54,16 +79,22 @@ function read(name: string): Conversation | null {
 export function startConversations(): void {
   const kept = names(PREFIX).flatMap((name) => read(name) ?? []);
   all.value = new Map(kept.map((found) => [found.id, revived(found)]));
-  addEventListener("pagehide", saveNow);
+  addEventListener("pagehide", leave);
   onOtherTab((name) => {
+    if (name.startsWith(STOP)) running.get(name.slice(STOP.length))?.abort();
     if (!name.startsWith(PREFIX)) return;
     const id = name.slice(PREFIX.length);
+    if (running.has(id)) return; // this tab knows better
     const ours = all.value.get(id);
-    if (ours && streamingReply(ours)) return; // this tab knows better
     const theirs = read(name);
     const next = new Map(all.value);
-    if (theirs) next.set(id, theirs);
-    else next.delete(id);
+    if (!theirs) {
+      next.delete(id);
+      unsaved.delete(id);
+    } else if (ours && unsaved.has(id)) {
+      next.set(id, withLastTurn(ours, theirs));
+      timer ??= setTimeout(saveNow, SAVE_EVERY);
+    } else next.set(id, theirs);
     all.value = next;
   });
 }

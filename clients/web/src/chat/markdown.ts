@@ -55,10 +55,19 @@ DOMPurify.addHook("afterSanitizeAttributes", (node) => {
 
 /** Safe HTML of one reply. */
 export function html(markdown: string): string {
-  return DOMPurify.sanitize(marked.parse(markdown) as string, {
+  return DOMPurify.sanitize(parsed(markdown), {
     FORBID_TAGS: ["style", "img", "form", "svg", "math", "video", "audio"],
     FORBID_ATTR: ["style"],
   });
+}
+
+/** marked calls itself for each level of nesting: a reply that is nested too deep for the stack is shown as it is. */
+function parsed(markdown: string): string {
+  try {
+    return marked.parse(markdown) as string;
+  } catch {
+    return `<p>${escaped(markdown).replaceAll("\n", "<br>")}</p>`;
+  }
 }
 
 function escaped(text: string): string {

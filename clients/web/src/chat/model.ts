@@ -81,7 +81,10 @@ export function say(conversation: Conversation, turnId: string, text: string, re
   };
 }
 
-/** Another reply to the last turn. One that failed before it said anything is replaced; any other is compared with. */
+/**
+ * Another reply to the last turn. One that failed before it said anything is replaced; one that broke off stays in
+ * sight, but half a reply is no fair comparison; any other is compared with.
+ */
 export function again(conversation: Conversation, reply: Reply, now: number): Conversation {
   const last = conversation.turns.at(-1);
   if (!last) return conversation;
@@ -91,7 +94,7 @@ export function again(conversation: Conversation, reply: Reply, now: number): Co
     ...last,
     replies: [...(replaced ? last.replies.filter(({ id }) => id !== before.id) : last.replies), reply],
     chosen: reply.id,
-    comparing: before && !replaced ? [before.id, reply.id] : null,
+    comparing: before && before.state !== "failed" ? [before.id, reply.id] : null,
     preferred: "",
   };
   return { ...conversation, turns: [...conversation.turns.slice(0, -1), turn], updated: now };
@@ -121,6 +124,13 @@ export function withTurn(conversation: Conversation, turnId: string, change: (tu
 /** Ends a comparison; `better` is what the conversation goes on with, `said` whether the person said that it is better. */
 export function decided(turn: Turn, better: string, said: boolean): Turn {
   return { ...turn, chosen: better, comparing: null, preferred: said ? better : "" };
+}
+
+/** What was changed here while the last turn's reply came in another tab, with that turn as it is there. */
+export function withLastTurn(ours: Conversation, theirs: Conversation): Conversation {
+  const last = theirs.turns.at(-1);
+  if (!last || ours.turns.at(-1)?.id !== last.id) return { ...theirs, draft: ours.draft };
+  return { ...theirs, draft: ours.draft, turns: [...ours.turns.slice(0, -1), last] };
 }
 
 function settled(turn: Turn): Turn {

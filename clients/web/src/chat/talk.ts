@@ -6,7 +6,7 @@ import { found, keyWanted, lost } from "../connection.ts";
 import { apiKey, userId } from "../preferences.ts";
 import { asProblem } from "../problem.ts";
 import { randomId, randomSeed } from "../storage.ts";
-import { conversation, put, update } from "./conversations.ts";
+import { conversation, put, running, stopElsewhere, update } from "./conversations.ts";
 import {
   again,
   type Conversation,
@@ -20,8 +20,6 @@ import {
   unsay,
   withReply,
 } from "./model.ts";
-
-const running = new Map<string, AbortController>();
 
 /** What has just happened, for a screen reader: whole replies, not every token. */
 export const spoken = signal<{ what: "replying" | "reply" | "stopped" | "failed"; text: string } | null>(null);
@@ -53,7 +51,9 @@ export function edit(conversationId: string): void {
 
 /** The server frees the reply's place at once. What has been said stays. */
 export function stop(conversationId: string): void {
-  running.get(conversationId)?.abort();
+  const here = running.get(conversationId);
+  if (here) here.abort();
+  else stopElsewhere(conversationId);
 }
 
 async function stream(conversationId: string, replyId: string): Promise<void> {

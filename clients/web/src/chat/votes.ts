@@ -13,17 +13,24 @@ import { type Entry, Outbox } from "./outbox.ts";
 const PREFIX = "outbox.";
 const RETRY = 5; // seconds, if the server does not say
 
+/** What the browser does not keep waits here: it is sent like the rest, but lost with the page. */
+const unkept = new Map<string, Entry>();
 let last = 0;
 let timer: ReturnType<typeof setTimeout> | undefined;
 
 export const outbox = new Outbox(
   {
     list: () =>
-      names(PREFIX)
-        .sort()
-        .flatMap((name) => load<Entry | null>(name, null) ?? []),
-    add: (entry) => save(PREFIX + entry.key, entry),
-    remove: (key) => remove(PREFIX + key),
+      [...names(PREFIX).flatMap((name) => load<Entry | null>(name, null) ?? []), ...unkept.values()].sort((a, b) =>
+        a.key < b.key ? -1 : 1,
+      ),
+    add: (entry) => {
+      if (!save(PREFIX + entry.key, entry)) unkept.set(entry.key, entry);
+    },
+    remove: (key) => {
+      unkept.delete(key);
+      remove(PREFIX + key);
+    },
   },
   async (entry) => {
     await api.feedback(entry.statement, userId.value, entry.key, apiKey.value);
