@@ -123,7 +123,9 @@ class Home:
         self._learner_options = [f"--{option}" for option in learner_options]
         if not any(option.startswith(_SHARE_OPTION) for option in self._learner_options):
             self._learner_options.append(f"{_SHARE_OPTION}{_CANARY_SHARE}")
-        self._supervisor = Supervisor(data / "logs", self._show, lambda event: console.print(f"[yellow]{event}"))
+        self._supervisor = Supervisor(
+            data / "logs", self._show, lambda event: console.print(event, style="yellow", markup=False)
+        )
 
     async def run(self, kafka: str | None) -> None:
         """Until SIGINT or SIGTERM."""
@@ -137,7 +139,8 @@ class Home:
         stopping.cancel()
         failed = work.done()
         work.cancel()
-        console.print("stopping …")
+        with suppress(OSError):  # our own output may be on the disk that is full
+            console.print("stopping …")
         await asyncio.gather(work, return_exceptions=True)
         await self._supervisor.stop(["gateway"] if self._gateway_port is not None else [])
         await self._supervisor.stop([*self._server_names(), "learner"])
@@ -249,9 +252,10 @@ class Home:
                         continue
                     first = port not in serving
                     serving[port] = answer
-                    console.print(f"[bold green]serving  {answer} at {_HOST}:{port}")
-                    if first and len(serving) == len(clients):
-                        self._say_how()
+                    with suppress(OSError):  # that nobody can be told ends nothing
+                        console.print(f"[bold green]serving  {answer} at {_HOST}:{port}")
+                        if first and len(serving) == len(clients):
+                            self._say_how()
                 await asyncio.sleep(_WATCH_SECONDS)
 
     def _say_how(self) -> None:
