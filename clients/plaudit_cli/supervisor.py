@@ -202,7 +202,7 @@ class _Log:
         self._failed = False
 
     def write(self, line: bytes) -> None:
-        """Append; the file is opened when there is something for it, and tried again after a failure."""
+        """Append; after a failure, each line tries again."""
         try:
             if self._file is None:
                 self._file = self._path.open("ab", buffering=0)
@@ -213,6 +213,7 @@ class _Log:
                 self._tell(f"{self._path} cannot be written ({error.strerror}); lines are lost until it can")
 
     def __enter__(self) -> Self:
+        self.write(b"")  # it is there, whatever the program says
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -80,24 +80,27 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisors, "_LAST_WORDS", 0.5)
 
 
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Path:
-    """Where programs named `full` find no room for their log."""
-    (tmp_path / "full.log").symlink_to("/dev/full")
-    return tmp_path
+@pytest.fixture(params=["No space left on device", "Is a directory"])
+def unwritable(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Why a program named `full` cannot have its log."""
+    if request.param == "Is a directory":
+        (tmp_path / "full.log").mkdir()
+    else:
+        (tmp_path / "full.log").symlink_to("/dev/full")
+    return str(request.param)
 
 
-async def test_a_full_disk_stops_neither_the_program_nor_its_supervision(full_disk: Path) -> None:
+async def test_a_full_disk_stops_neither_the_program_nor_its_supervision(tmp_path: Path, unwritable: str) -> None:
     said: asyncio.Queue[str] = asyncio.Queue()
     events: asyncio.Queue[str] = asyncio.Queue()
-    supervisor = Supervisor(full_disk, lambda _, line: said.put_nowait(line), events.put_nowait)
+    supervisor = Supervisor(tmp_path, lambda _, line: said.put_nowait(line), events.put_nowait)
     supervisor.start(Program("full", [sys.executable, "-c", _CHATTY]))
     async with asyncio.timeout(60):
         while not (await said.get()).startswith("1999 "):
             pass
         await supervisor.stop(["full"])
     told = events.get_nowait()
-    assert "full.log cannot be written (No space left on device)" in told
+    assert f"full.log cannot be written ({unwritable})" in told
     assert events.empty(), "said more than once"
 
 
@@ -186,7 +189,7 @@ async def test_up_stops_everything_though_nobody_can_be_told(tmp_path: Path, mon
 
     async def work(kafka: str | None) -> None:
         home._supervisor.start(Program("server-0", [sys.executable, "-c", _STOPS_WHEN_TOLD]))
-        while not log.exists():
+        while not log.exists() or log.read_text() != "up\n":
             await asyncio.sleep(0.01)
         raise typer.Exit(1)
 
