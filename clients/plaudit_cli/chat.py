@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plaudit_cli.common import DEFAULT_SERVER, Server, connect, failures
+from plaudit_cli.common import DEFAULT_SERVER, Server, connect, failures, printable
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+_KEPT = "\n\t\u3000\u200c\u200d"
+"""Not printable to Python, but part of texts: the space of Chinese, the joiners of Persian, Hindi and emoji."""
 HELP = """\
   +        the last reply was good        r        another reply; say which was better
   -        the last reply was bad         /new     a new conversation
@@ -194,7 +196,7 @@ async def _connect(server: str) -> AsyncClient:
 
 async def _stream(reply: Reply) -> None:
     async for text in reply:
-        print(text, end="", flush=True)
+        print(printable(text, keep=_KEPT), end="", flush=True)
 
 
 def _enable_line_editing() -> None:

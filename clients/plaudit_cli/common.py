@@ -82,6 +82,11 @@ def connect(
     )
 
 
+def printable(words: str, keep: str = "") -> str:
+    """With a space for each character that a terminal would obey, line feeds among them; `keep` stays as it is."""
+    return "".join(c if c.isprintable() or c in keep else " " for c in words)
+
+
 class CommandError(Exception):
     """The command cannot go on; the message is the one line that the person sees."""
 

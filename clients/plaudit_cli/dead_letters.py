@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plaudit_cli.common import fail
+from plaudit_cli.common import fail, printable
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -28,12 +29,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_EVENT_LOG = "PLAUDIT_EVENT_LOG"
 Data = Annotated[Path, typer.Option("--data", help="The deployment's directory, as of `plaudit up`.")]
 Log = Annotated[
     str | None,
     typer.Option(
         "--event-log",
-        envvar="PLAUDIT_EVENT_LOG",
+        envvar=_EVENT_LOG,
         help="sqlite:PATH or kafka://HOST:PORT; default: the SQLite file in --data.",
     ),
 ]
@@ -46,7 +48,7 @@ _HEX_BYTES = 32  # on each line
 @app.callback(invoke_without_command=True)
 def _dead_letters(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        list_()
+        list_(event_log=os.environ.get(_EVENT_LOG) or None)
 
 
 @app.command("list")
@@ -79,10 +81,10 @@ def show(name: Letter, *, data: Data = DATA, event_log: Log = None, as_json: Jso
         print(json.dumps(whole, ensure_ascii=False))
         return
     for field, text in _described(letter).items():
-        print(f"{field:12}{text}")
+        print(f"{field:12}{printable(str(text))}")
     print()
     if record is not None:
-        print(MessageToString(record, print_unknown_fields=True, as_utf8=True), end="")
+        print(printable(MessageToString(record, print_unknown_fields=True, as_utf8=True), keep="\n"), end="")
     else:
         for start in range(0, len(letter.value), _HEX_BYTES):
             print(letter.value[start : start + _HEX_BYTES].hex(" "))
@@ -223,7 +225,7 @@ def _print_table(letters: dict[Name, DeadLetter]) -> None:
     table = Table(*columns, box=None, pad_edge=False)
     for letter in letters.values():
         row = _described(letter)
-        table.add_row(*(escape(str(row[column] if row[column] is not None else "no")) for column in columns))
+        table.add_row(*(escape(printable(str(row[column] if row[column] is not None else "no"))) for column in columns))
     console = Console()
     # A pipe has no width: whoever reads it wants whole lines.
     console.print(table, width=None if console.is_terminal else 10_000, soft_wrap=not console.is_terminal)

@@ -68,8 +68,11 @@ def doctor(server: Server = DEFAULT_SERVER, control: Control = DEFAULT_CONTROL) 
 
     Exits with 1 if something needed is missing: to use a server, the client's packages; to run one, all the others.
     """
-    findings = [*client(), _answers(server), _operates(control)]
-    answered = findings[-2].level is Level.OK
+    findings = client()
+    answered = False
+    if findings[-1].level is not Level.WRONG:  # without the client, nothing can be asked
+        findings += [_answers(server), _operates(control)]
+        answered = findings[-2].level is Level.OK
     # With a server elsewhere that answers, this machine needs none of what it takes to run one.
     findings += [Finding(Level.NOTE, f.what, f.text) if answered and f.level is Level.WRONG else f for f in local()]
     findings += machine(Path.cwd())

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from plaudit_cli import learner_program
-from plaudit_cli.common import DEFAULT_SERVER, Server, connect, fail, failures
+from plaudit_cli.common import DEFAULT_SERVER, Server, connect, fail, failures, printable
 
 if TYPE_CHECKING:
     from plaudit_cli.comparison import Comparison
@@ -115,7 +115,7 @@ def _print(found: Comparison) -> None:
     replies = Table("prompt", found.version, found.against, box=None, pad_edge=False, show_lines=True)
     for pair in found.pairs:
         texts = (pair.prompt.text, pair.ours.text, pair.theirs.text)
-        replies.add_row(*(escape(" ".join(text.split())) for text in texts))
+        replies.add_row(*(escape(printable(" ".join(text.split()))) for text in texts))
     console.print(replies, width=width, soft_wrap=not console.is_terminal)
     console.print()
     figures = Table("", found.version, found.against, "difference ± standard error", box=None, pad_edge=False)

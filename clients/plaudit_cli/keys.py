@@ -48,7 +48,9 @@ def create(
             show_default=False,
         ),
     ] = None,
-    days: Annotated[int | None, typer.Option(min=1, help="It expires after so many days; left out: never.")] = None,
+    days: Annotated[
+        int | None, typer.Option(min=1, max=36_500, help="It expires after so many days; left out: never.")
+    ] = None,
     file: File = DEFAULT_FILE,
 ) -> None:
     """Make a key, and print it, this once: the file keeps only its hash."""

@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from rich.console import Group
 from rich.text import Text
 
+from plaudit_cli.common import printable
 from plaudit_cli.scrape import Serving
 from plaudit_client import Approval, LearnerReport, Loop, Policies, ReleaseStep, RoundReport
 
@@ -78,9 +79,9 @@ def _header(snapshot: Snapshot) -> Text:
     if snapshot.policies is not None:
         line.append(f"  serves {snapshot.policies.serving_version}", style="bold green")
     if snapshot.loop_error:
-        line.append(f"  AWAY: {_printable(snapshot.loop_error)}", style="bold red")
+        line.append(f"  AWAY: {printable(snapshot.loop_error)}", style="bold red")
     elif snapshot.policies_error:
-        line.append(f"  policies: {_printable(snapshot.policies_error)}", style="yellow")
+        line.append(f"  policies: {printable(snapshot.policies_error)}", style="yellow")
     return line
 
 
@@ -104,7 +105,7 @@ def _serving(snapshot: Snapshot) -> Iterator[Text]:
             yield Text(f"  {_count(now.engines_down, 'engine')} down", style="bold red")
     for url, error in snapshot.endpoints.items():
         if error:
-            yield Text(f"  {url}: {_printable(error)}", style="yellow")
+            yield Text(f"  {url}: {printable(error)}", style="yellow")
 
 
 def _learner(snapshot: Snapshot, width: int | None, glyphs: Glyphs) -> Iterator[Text]:
@@ -116,7 +117,7 @@ def _learner(snapshot: Snapshot, width: int | None, glyphs: Glyphs) -> Iterator[
         return
     learner = loop.learner
     since = _ago(snapshot.time, learner.stage_since)
-    line = Text(f"  {_printable(learner.stage)}", style="bold")
+    line = Text(f"  {printable(learner.stage)}", style="bold")
     line.append(f" for {since}   new votes {learner.new_votes}/{learner.votes_per_round}", style="not bold")
     line.append(f"   records behind {learner.lag}", style="not bold")
     if (silent := _silence(snapshot.time, learner)) is not None:
@@ -143,9 +144,9 @@ def _round(snapshot: Snapshot, last: RoundReport, width: int | None, glyphs: Gly
     else:
         what = f"{last.version} is {last.outcome}: " if last.version else ""
         ago = _ago(snapshot.time, last.ended_at)
-        line = Text(f"  round {last.number}, {last.votes} votes, {ago} ago: {_printable(what + last.reason)}")
+        line = Text(f"  round {last.number}, {last.votes} votes, {ago} ago: {printable(what + last.reason)}")
     yield line
-    heads = ", ".join(f"{_printable(head.aspect)} {_number(head.auc)}" for head in last.heads)
+    heads = ", ".join(f"{printable(head.aspect)} {_number(head.auc)}" for head in last.heads)
     figures = [f"AUC {heads}"] if heads else []
     if last.updates:
         update = last.updates[-1]
@@ -217,7 +218,7 @@ def _step(step: ReleaseStep, now: datetime) -> Text:
     if step.state == "canary":
         line.append(f" at {step.share:.3g}")
     by = f" (by {step.actor})" if step.actor != "learner" else ""
-    return line.append(f": {_printable(step.reason)}{_printable(by)}")
+    return line.append(f": {printable(step.reason)}{printable(by)}")
 
 
 def _title(words: str) -> Text:
@@ -239,11 +240,6 @@ def _fitted(line: Text, width: int | None, glyphs: Glyphs) -> Text:
 def _recoded(line: Text) -> Text:
     plain = "".join(c if c.isascii() else "?" for c in line.plain)
     return Text(plain, style=line.style, spans=line.spans)
-
-
-def _printable(words: str) -> str:
-    """On one line, and nothing in it that a terminal would obey."""
-    return "".join(c if c.isprintable() else " " for c in words)
 
 
 def _silence(now: datetime, learner: LearnerReport) -> str | None:

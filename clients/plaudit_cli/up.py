@@ -19,12 +19,13 @@ from rich.console import Console
 from plaudit import logs, secret_file
 from plaudit.broker import free_port
 from plaudit.lifecycle import Occupied, only_one
-from plaudit_cli.common import connect, fail
+from plaudit_cli.common import connect, fail, failures
 from plaudit_cli.main import EMBEDDED_BROKER
 from plaudit_cli.supervisor import Program, Supervisor
 from plaudit_client import AsyncClient, PermissionDenied, PlauditError, Unauthenticated
 
 _HOST = "127.0.0.1"
+_LAST_PORT = 65_535
 _WATCH_SECONDS = 0.5
 _SHARE_OPTION = "--canary-share="
 _CANARY_SHARE = 0.5  # few people chat here: half of them on each side decide a trial soonest
@@ -36,15 +37,22 @@ console = Console(highlight=False, soft_wrap=True)
 def up(
     *,
     data: Annotated[Path, typer.Option(help="Where everything is kept: events, versions, logs.")] = Path(".plaudit"),
-    port: Annotated[int, typer.Option(help="Port of the first server; the others follow it.")] = 50051,
+    port: Annotated[
+        int, typer.Option(min=1, max=_LAST_PORT, help="Port of the first server; the others follow it.")
+    ] = 50051,
     control_port: Annotated[
-        int, typer.Option(help="Port of the first server's control plane; the others follow it.")
+        int, typer.Option(min=1, max=_LAST_PORT, help="Port of the first server's control plane; the others follow it.")
     ] = 51051,
     metrics_port: Annotated[
-        int, typer.Option(help="Port of the learner's metrics; those of the servers and of the gateway follow it.")
+        int,
+        typer.Option(
+            min=1,
+            max=_LAST_PORT,
+            help="Port of the learner's metrics; those of the servers and of the gateway follow it.",
+        ),
     ] = 9464,
     gateway: Annotated[bool, typer.Option(help="Also serve HTTP: the web page, and OpenAI's chat API.")] = True,
-    gateway_port: Annotated[int, typer.Option(help="Its port.")] = 8080,
+    gateway_port: Annotated[int, typer.Option(min=1, max=_LAST_PORT, help="Its port.")] = 8080,
     servers: Annotated[int, typer.Option(min=1, max=16, help="How many servers.")] = 1,
     engine: Annotated[str, typer.Option(help="auto, vllm or torch.")] = "auto",
     model: Annotated[str, typer.Option(help="smollm2, or a directory in Hugging Face's format.")] = "smollm2",
@@ -65,31 +73,38 @@ def up(
     if gateway and find_spec("uvicorn") is None:
         console.print("[yellow]no web page and no OpenAI API here: pip install 'plaudit\\[gateway]'")
         gateway = False
-    ports = [first + index for first in (port, control_port) for index in range(servers)]
-    ports += [metrics_port + index for index in range(servers + 1 + gateway)]
-    ports += [gateway_port] * gateway
+    wanted = {
+        "--port": range(port, port + servers),
+        "--control-port": range(control_port, control_port + servers),
+        "--metrics-port": range(metrics_port, metrics_port + servers + 1 + gateway),
+        "--gateway-port": range(gateway_port, gateway_port + gateway),
+    }
+    ports = [port for span in wanted.values() for port in span]
     if len(set(ports)) < len(ports):
         raise typer.BadParameter(
             "the ports of servers, control, metrics and gateway overlap", param_hint="--control-port"
         )
-    for taken in filter(_is_taken, ports):
-        hint = "--gateway-port" if taken == gateway_port else "--port"
-        raise typer.BadParameter(f"port {taken} is taken on {_HOST}; choose others", param_hint=hint)
+    for option, span in wanted.items():
+        if span.stop - 1 > _LAST_PORT:
+            reason = f"{span.start} to {span.stop - 1} are wanted, and {_LAST_PORT} is the last port"
+            raise typer.BadParameter(reason, param_hint=option)
+        for taken in filter(_is_taken, span):
+            raise typer.BadParameter(f"port {taken} is taken on {_HOST}; choose others", param_hint=option)
     data = data.resolve()
-    home = Home(
-        data,
-        port=port,
-        control_port=control_port,
-        metrics_port=metrics_port,
-        gateway_port=gateway_port if gateway else None,
-        servers=servers,
-        engine=engine,
-        model=model,
-        server_options=server_option or [],
-        learner_options=learner_option or [],
-    )
     try:
-        with only_one(data):
+        with failures(), only_one(data):
+            home = Home(
+                data,
+                port=port,
+                control_port=control_port,
+                metrics_port=metrics_port,
+                gateway_port=gateway_port if gateway else None,
+                servers=servers,
+                engine=engine,
+                model=model,
+                server_options=server_option or [],
+                learner_options=learner_option or [],
+            )
             asyncio.run(home.run(kafka))
     except (Occupied, OSError) as error:
         fail(str(error))
@@ -123,7 +138,9 @@ class Home:
         self._learner_options = [f"--{option}" for option in learner_options]
         if not any(option.startswith(_SHARE_OPTION) for option in self._learner_options):
             self._learner_options.append(f"{_SHARE_OPTION}{_CANARY_SHARE}")
-        self._supervisor = Supervisor(data / "logs", self._show, lambda event: console.print(f"[yellow]{event}"))
+        self._supervisor = Supervisor(
+            data / "logs", self._show, lambda event: console.print(event, style="yellow", markup=False)
+        )
 
     async def run(self, kafka: str | None) -> None:
         """Until SIGINT or SIGTERM."""
@@ -137,7 +154,8 @@ class Home:
         stopping.cancel()
         failed = work.done()
         work.cancel()
-        console.print("stopping …")
+        with suppress(OSError):  # our own output may be on the disk that is full
+            console.print("stopping …")
         await asyncio.gather(work, return_exceptions=True)
         await self._supervisor.stop(["gateway"] if self._gateway_port is not None else [])
         await self._supervisor.stop([*self._server_names(), "learner"])
@@ -147,7 +165,17 @@ class Home:
         console.print("stopped; `plaudit up` continues from here")
 
     async def _work(self, kafka: str | None) -> None:
-        await self._prepare_model()
+        async with AsyncExitStack() as stack:
+            # First of all: what is wrong with our credentials is said before anything is started.
+            clients = {
+                port: await stack.enter_async_context(connect(f"{_HOST}:{control}", timeout=5.0))
+                for port, control in zip(self._ports, self._control_ports, strict=True)
+            }
+            await self._prepare_model()
+            self._start(kafka)
+            await self._watch(clients)
+
+    def _start(self, kafka: str | None) -> None:
         event_log = self._event_log(kafka)
         make_keys(self._data)
         common = [
@@ -196,7 +224,6 @@ class Home:
             ]
             command += [option for option in self._server_options if option.startswith("--aspects=")]
             self._supervisor.start(Program("gateway", command))
-        await self._watch()
 
     async def _prepare_model(self) -> None:
         """Convert the packaged model, once, before the programs would both begin to."""
@@ -233,26 +260,22 @@ class Home:
     def _server_names(self) -> list[str]:
         return [f"server-{index}" for index in range(len(self._ports))]
 
-    async def _watch(self) -> None:
+    async def _watch(self, clients: dict[int, AsyncClient]) -> None:
         """Say which versions each server serves whenever that changes; once all of them serve, say how to chat."""
         console.print("starting the engine (vLLM takes about half a minute) …")
         serving: dict[int, str] = {}
-        async with AsyncExitStack() as stack:
-            clients = {
-                port: await stack.enter_async_context(connect(f"{_HOST}:{control}", timeout=5.0))
-                for port, control in zip(self._ports, self._control_ports, strict=True)
-            }
-            while True:
-                for port, client in clients.items():
-                    answer = await _served(client)
-                    if not answer or serving.get(port) == answer:
-                        continue
-                    first = port not in serving
-                    serving[port] = answer
+        while True:
+            for port, client in clients.items():
+                answer = await _served(client)
+                if not answer or serving.get(port) == answer:
+                    continue
+                first = port not in serving
+                serving[port] = answer
+                with suppress(OSError):  # that nobody can be told ends nothing
                     console.print(f"[bold green]serving  {answer} at {_HOST}:{port}")
                     if first and len(serving) == len(clients):
                         self._say_how()
-                await asyncio.sleep(_WATCH_SECONDS)
+            await asyncio.sleep(_WATCH_SECONDS)
 
     def _say_how(self) -> None:
         command = Path(sys.argv[0])

@@ -58,6 +58,9 @@ def test_nothing_heavy_is_imported() -> None:
         ("simulate", "--persona", "brief"),
         ("chat", "--server", "nonsense"),
         ("policies", "list", "--control", "nonsense"),
+        ("up", "--port", "70000"),
+        ("up", "--metrics-port", "65535"),
+        ("keys", "create", "x", "--days", "99999999"),
     ],
 )
 async def test_wrong_usage_exits_with_2(run: Run, arguments: tuple[str, ...]) -> None:
@@ -76,6 +79,22 @@ async def test_up_names_the_port_that_is_taken(run: Run, address: str, tmp_path:
     assert f"port {taken} is taken" in outcome.err
     outcome = await run("up", f"--data={tmp_path}", *ports, f"--gateway-port={first + 5}", f"--servers={4}")
     assert "the ports of servers, control, metrics and gateway overlap" in outcome.err
+
+
+async def test_up_says_in_one_line_what_it_cannot_use(run: Run, tmp_path: Path) -> None:
+    first = free_range(6)
+    names = {"port": first, "control-port": first + 1, "metrics-port": first + 2, "gateway-port": first + 5}
+    ports = [f"--{name}={port}" for name, port in names.items()]
+    file = tmp_path / "file"
+    file.touch()
+    outcome = await run("up", f"--data={file / 'x'}", *ports)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == f"plaudit: [Errno 20] Not a directory: '{file / 'x'}'\n"
+    missing = tmp_path / "missing.pem"
+    outcome = await run("--ca", str(missing), "up", f"--data={tmp_path}", *ports)
+    assert (outcome.code, outcome.err) == (1, f"plaudit: {missing}: No such file or directory\n")
+    assert not any((tmp_path / "logs").iterdir()), "nothing was started"
+    assert not (tmp_path / "user.key").exists()
 
 
 @pytest.mark.parametrize(
@@ -115,6 +134,12 @@ async def test_chat_from_a_pipe(run: Run, script: Script) -> None:
         ("receipt-1", Thumb.THUMB_UP, "ada"),
         ("receipt-2", Thumb.THUMB_DOWN, "ada"),
     ]
+
+
+async def test_a_terminal_obeys_no_reply(run: Run, script: Script) -> None:
+    script.replies = iter(["\x1b[2Jgone\x1b]0;title\x07\r\x9b1m\n\tthere می\u200cخواهم"])
+    outcome = await run("chat", stdin="hello\n")
+    assert outcome.out == " [2Jgone ]0;title   1m\n\tthere می\u200cخواهم \n[v0, stop]\n"
 
 
 @pytest.mark.parametrize(("answer", "better", "kept"), [("1", 1, "one "), ("2", 2, "two ")])

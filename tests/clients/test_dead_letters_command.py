@@ -63,6 +63,28 @@ async def test_no_letters_and_no_log(run: Run, tmp_path: Path) -> None:
     assert (outcome.code, "give sqlite:PATH or kafka://" in outcome.err) == (1, True)
 
 
+async def test_without_a_command_it_lists_the_log_of_the_environment(
+    run: Run, event_log: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLAUDIT_EVENT_LOG", event_log)
+    outcome = await run("dead-letters")
+    assert (outcome.code, outcome.out) == (0, (await run("dead-letters", "list")).out)
+    assert "feedback/0/0" in outcome.out
+
+
+async def test_a_terminal_obeys_no_letter(run: Run, tmp_path: Path) -> None:
+    url = f"sqlite:{tmp_path / 'events.sqlite'}"
+    with open_log(url) as log:
+        log.append([Record(FEEDBACK, "\x1b[2Jkey", Feedback(response_id="\x9b2Jid").SerializeToString())])
+        (entry,) = log.read(from_beginning(log, FEEDBACK))
+        log.append([dead_letters.write(entry, "\x1b]0;title\x07reason")])
+    for arguments in (("list",), ("show", "feedback/0/0")):
+        outcome = await run("dead-letters", *arguments, "--event-log", url)
+        assert " [2Jkey" in outcome.out
+        assert " ]0;title reason" in outcome.out
+        assert all(line.isprintable() for line in outcome.out.split("\n"))
+
+
 async def test_shows_one_in_full_decoded_or_as_bytes(run: Run, event_log: str) -> None:
     outcome = await run("dead-letters", "show", "feedback/0/0", "--event-log", event_log)
     assert outcome.code == 0

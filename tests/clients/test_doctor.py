@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -42,6 +44,16 @@ async def test_it_says_that_nothing_answers(run: Run) -> None:
     assert "nothing answers at 127.0.0.1:1 (connection refused); start one with `plaudit up`" in outcome.out
     async with serving(Script(), healthy=False) as address:
         assert "does not serve yet" in (await run("doctor", server=address)).out
+
+
+def test_without_the_client_nothing_is_asked() -> None:
+    program = "import sys; sys.modules['grpc'] = None; from plaudit_cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", program, "doctor"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "missing: grpcio; pip install plaudit" in done.stdout
+    assert "answers" not in done.stdout
+    assert done.stderr.startswith("plaudit: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_what_is_missing_is_named_with_its_remedy(missing: set[str]) -> None:

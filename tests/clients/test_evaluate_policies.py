@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from plaudit.events import INTERACTIONS, from_beginning, open_log
-from plaudit_cli import comparison_report
+from plaudit_cli import comparison_report, evaluate
 from plaudit_cli.common import CommandError
 from plaudit_cli.comparison import Comparison, Pair, Said
 from plaudit_cli.prompts import user
@@ -114,6 +114,14 @@ def test_figures() -> None:
     assert comparison_report.cells(approval) == ("true approval", "0.650", "0.600", "+0.050 ± 0.250")
     alone = Comparison("v2", "v1", pairs[:1], skipped=0)
     assert comparison_report.cells(alone.rows[0]) == ("length, tokens", "1.000", "1.000", "+0.000")
+
+
+def test_a_terminal_obeys_no_reply(capsys: pytest.CaptureFixture[str]) -> None:
+    pair = Pair(user("\x1b[1m?"), said("\x1b[2Jours", 0.5), said("\x9b2Jtheirs", 0.5))
+    evaluate._print(Comparison("v2", "v1", [pair], skipped=0))
+    out = capsys.readouterr().out
+    assert all(text in out for text in (" [1m?", " [2Jours", " 2Jtheirs"))
+    assert all(line.isprintable() for line in out.split("\n"))
 
 
 def test_plots_need_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
