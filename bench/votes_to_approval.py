@@ -267,7 +267,8 @@ def conclude(size: str, trials: Sequence[Sequence[Row]], minutes: float) -> int:
         return statistics.fmean(values) if values else float("nan")
 
     whole = all(len(trial) == len(METHODS) for trial in trials)
-    gains = {method: round(mean(method, "gain"), 4) for method in METHODS}
+    measured = [method for method in METHODS if any(row["method"] == method for row in rows)]
+    gains = {method: round(mean(method, "gain"), 4) for method in measured}
     goals = {
         # Twice a loss would be reached by losing less.
         "more than twice KTO's gain in true approval": whole and gains[OURS] > max(0.0, 2 * gains[KTO]),
