@@ -49,8 +49,12 @@ class Guard(grpc.aio.ServerInterceptor):
         self._authentication = authentication
         self._metrics = metrics
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-        self._known = Places(max_calls, "calls")
-        self._anybody = Places(OPEN_TO_ANYBODY, "calls of this connection to health and reflection")
+        self._known = Places(max_calls, f"{max_calls:,} calls are open, the most that this server takes")
+        self._anybody = Places(
+            OPEN_TO_ANYBODY,
+            f"{OPEN_TO_ANYBODY} calls of this connection to health and reflection are open, the most that this server "
+            "takes",
+        )
 
     async def intercept_service(
         self,

@@ -11,7 +11,7 @@ import grpc
 from plaudit.v1 import loop_pb2_grpc
 from plaudit.v1.loop_pb2 import GetLoopRequest, GetLoopResponse, Loop, WatchLoopRequest, WatchLoopResponse
 from plaudit_server.picture import Picture
-from plaudit_server.watchers import Watchers, stopping
+from plaudit_server.watchers import stopping, watchers
 
 _PAUSE_SECONDS = 1.0
 
@@ -21,7 +21,7 @@ class LoopService(loop_pb2_grpc.LoopServiceServicer):
 
     def __init__(self, picture: Picture, max_watchers: int) -> None:
         self._picture = picture
-        self._watchers = Watchers(max_watchers, instead="GetLoop")
+        self._watchers = watchers(max_watchers, instead="GetLoop")
         self._stopping = asyncio.Event()
 
     async def GetLoop(self, request: GetLoopRequest, context: grpc.aio.ServicerContext[Any, Any]) -> GetLoopResponse:

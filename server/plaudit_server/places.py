@@ -19,27 +19,22 @@ from plaudit_server.refusal import Refusal
 OPEN_TO_ANYBODY = 8
 """Calls of health and reflection on one connection. Times --max-connections, it bounds the memory that they take."""
 
-_COME_BACK_SECONDS = 1.0
-
 
 class Places:
     """Counts calls by whose they are."""
 
-    def __init__(self, most: int, words: str) -> None:
-        """`words`: of what there are `most`, for who is refused."""
+    def __init__(self, most: int, full: str, *, come_back: float = 1.0) -> None:
+        """Who finds `most` open is told so (`full`), and to come back after so many seconds."""
         self._most = most
-        self._words = words
+        self._full = full
+        self._come_back = come_back
         self._open: Counter[str] = Counter()
 
     @contextmanager
     def one_more(self, whose: str = "") -> Iterator[None]:
         """Count a call meanwhile. Raises Refusal RESOURCE_EXHAUSTED if there are as many as may be."""
         if self._open[whose] >= self._most:
-            raise Refusal(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{self._most:,} {self._words} are open, the most that this server takes",
-                retry_after=_COME_BACK_SECONDS,
-            )
+            raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, self._full, retry_after=self._come_back)
         self._open[whose] += 1
         try:
             yield

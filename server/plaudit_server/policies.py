@@ -34,7 +34,7 @@ from plaudit_server.follower import Follower
 from plaudit_server.refusal import Refusal, invalid
 from plaudit_server.router import Router
 from plaudit_server.validation import check_identifier
-from plaudit_server.watchers import Watchers, stopping
+from plaudit_server.watchers import stopping, watchers
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         self._log = event_log
         self._follower = follower
         self._router = router
-        self._watchers = Watchers(max_watchers, instead="ListPolicies")
+        self._watchers = watchers(max_watchers, instead="ListPolicies")
         self._stopping = False
 
     async def ListPolicies(

@@ -1,40 +1,19 @@
-"""How many may watch at once: each watcher is a stream that lasts."""
+"""Watchers: streams that last. How many there may be at once, and what ends them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import grpc
 
+from plaudit_server.places import Places
 from plaudit_server.refusal import Refusal
 
 _COME_BACK_SECONDS = 30.0
 
 
-class Watchers:
-    """Those of one service."""
-
-    def __init__(self, most: int, *, instead: str) -> None:
-        """`instead`: the rpc that shows the same once."""
-        self._most = most
-        self._instead = instead
-        self._now = 0
-
-    @contextmanager
-    def one_more(self) -> Iterator[None]:
-        """Count a watcher meanwhile. Raises Refusal RESOURCE_EXHAUSTED if there are as many as may be."""
-        if self._now >= self._most:
-            raise Refusal(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{self._now} watch already, the most that this server takes; look with {self._instead} instead",
-                retry_after=_COME_BACK_SECONDS,
-            )
-        self._now += 1
-        try:
-            yield
-        finally:
-            self._now -= 1
+def watchers(most: int, *, instead: str) -> Places:
+    """Places for those of one service; `instead`: the rpc that shows the same once."""
+    full = f"{most} watch already, the most that this server takes; look with {instead} instead"
+    return Places(most, full, come_back=_COME_BACK_SECONDS)
 
 
 def stopping() -> Refusal:
