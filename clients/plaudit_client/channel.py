@@ -120,10 +120,9 @@ class Channel:
         while True:
             try:
                 return await self._once(method, request, attempts.server(), attempts.remaining())
-            except PlauditError as failure:
-                if (pause := attempts.pause(failure)) is None:
-                    raise
-            await asyncio.sleep(pause)
+            except PlauditError as error:
+                failure = error
+            await again(attempts, failure)
 
     async def watch(self, method: grpc.aio.UnaryStreamMultiCallable[Q, R], request: Q) -> AsyncGenerator[R]:
         """Answers without end; until the first has come, asked for again as `insist` does. Raises PlauditError.
@@ -144,10 +143,9 @@ class Channel:
                 failure = self.failed(server, error)
             finally:
                 call.cancel()
-            final = begun or isinstance(failure, ResourceExhausted)
-            if final or (pause := attempts.pause(failure)) is None:
+            if begun or isinstance(failure, ResourceExhausted):
                 raise failure from None
-            await asyncio.sleep(pause)
+            await again(attempts, failure)
 
     async def any(self, method: grpc.aio.UnaryUnaryMultiCallable[Q, R], request: Q, wanted: R) -> bool:
         """Whether any server gives the answer that is wanted. Raises what the last one does, if none answers."""
@@ -171,6 +169,13 @@ class Channel:
             raise self.failed(server, error) from None
         server.answered()
         return answer
+
+
+async def again(attempts: Attempts, failure: PlauditError) -> None:
+    """Wait until the call that failed so may be made again. Raises `failure` if it may not."""
+    if (pause := attempts.pause(failure)) is None:
+        raise failure from None
+    await asyncio.sleep(pause)
 
 
 def targets(address: str) -> list[str]:

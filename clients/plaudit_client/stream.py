@@ -16,7 +16,7 @@ from uuid import uuid4
 import grpc
 
 from plaudit.v1.feedback_pb2 import RetractFeedbackRequest, StreamFeedbackRequest, StreamFeedbackResponse
-from plaudit_client.channel import Channel
+from plaudit_client.channel import Channel, again
 from plaudit_client.errors import RequestTooLarge
 from plaudit_client.requests import feedback_request
 from plaudit_client.servers import at
@@ -106,9 +106,7 @@ async def stream(
                 await asyncio.gather(sending, return_exceptions=True)  # it fails with its connection
             if isinstance(failure, RequestTooLarge) and unsettled:
                 failure = _naming(failure, settled.count, unsettled)
-            if (pause := attempts.pause(failure)) is None:
-                raise failure from None
-            await asyncio.sleep(pause)
+            await again(attempts, failure)
     finally:
         pulling.cancel()
         await asyncio.gather(pulling, return_exceptions=True)
