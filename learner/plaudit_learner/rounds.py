@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from plaudit_learner.config import LearnerSettings
 from plaudit_learner.policy import PromptReply
 from plaudit_learner.ppo.rollouts import Rollout
 from plaudit_learner.ppo.settings import ImproveSettings
+from plaudit_learner.whole_file import settle
 
 _INPUTS = "inputs.json"
 CHECKPOINT = "checkpoint.pt"
@@ -102,11 +102,8 @@ class Round:
         drop(directory)
         directory.mkdir(parents=True)
         unfinished = directory / "unfinished"
-        with unfinished.open("w") as out:
-            json.dump({"settings": settings, "round": asdict(self)}, out)
-            out.flush()
-            os.fsync(out.fileno())
-        unfinished.replace(directory / _INPUTS)
+        unfinished.write_text(json.dumps({"settings": settings, "round": asdict(self)}))
+        settle(unfinished, directory / _INPUTS)
 
 
 def checkpointed_at(directory: Path) -> float:

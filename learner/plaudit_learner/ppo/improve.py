@@ -11,7 +11,6 @@ Killed at any point and begun again with the same arguments, it goes on from the
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -47,6 +46,7 @@ from plaudit_learner.ppo.update import (
 from plaudit_learner.ranks import ALONE, Ranks
 from plaudit_learner.reward.features import Encoding, encode
 from plaudit_learner.reward.model import RewardModel
+from plaudit_learner.whole_file import settle
 
 T = TypeVar("T")
 
@@ -321,11 +321,8 @@ class _Improvement:
 def _save(state: dict[str, Any], file: Path) -> None:
     """Wholly or not at all, and on the disk when it returns."""
     unfinished = file.with_suffix(".unfinished")
-    with unfinished.open("wb") as out:
-        torch.save(state, out)
-        out.flush()
-        os.fsync(out.fileno())
-    unfinished.replace(file)
+    torch.save(state, unfinished)
+    settle(unfinished, file)
 
 
 def _cycle(items: Sequence[T], seed: int) -> Iterator[T]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -40,6 +39,7 @@ from plaudit_learner.reward.judgements import (
     require_enough,
 )
 from plaudit_learner.reward.validation import RewardMetrics, validate
+from plaudit_learner.whole_file import settle
 
 __all__ = ["NotEnoughVotesError", "Preference", "Rating", "RewardMetrics", "RewardModel", "Vote", "auc", "fit"]
 
@@ -125,7 +125,7 @@ class RewardModel:
         directory.mkdir(parents=True, exist_ok=True)
         unfinished = directory / "unfinished"
         save_file(self.weights, unfinished)
-        _settle(unfinished, directory / "reward_model.safetensors")
+        settle(unfinished, directory / "reward_model.safetensors")
         described = {
             "aspects": ",".join(map(str, self.terms)),
             "pessimism": self.pessimism,
@@ -135,7 +135,7 @@ class RewardModel:
             "prompts": sorted(self.prompts),
         }
         unfinished.write_text(json.dumps(described, indent=2) + "\n")
-        _settle(unfinished, directory / "reward_model.json")
+        settle(unfinished, directory / "reward_model.json")
 
     @classmethod
     def load(cls, directory: Path) -> RewardModel:
@@ -301,13 +301,6 @@ def _scaling(features_MD: Tensor, weight_M: Tensor) -> tuple[Tensor, Tensor]:
     states = features_MD.shape[1] - SHAPE_FEATURES
     scale_D[:states] *= states**0.5
     return mean_D, scale_D
-
-
-def _settle(unfinished: Path, file: Path) -> None:
-    """Rename it once it is on the disk: a name must not outlive a power loss that its content does not."""
-    with unfinished.open("rb") as written:
-        os.fsync(written.fileno())
-    unfinished.replace(file)
 
 
 def _mean_sd(margin_N: Tensor) -> tuple[float, float]:
