@@ -31,7 +31,16 @@ _SHARE_OPTION = "--canary-share="
 _CANARY_SHARE = 0.5  # few people chat here: half of them on each side decide a trial soonest
 _BIND = "VLLM_CPU_OMP_THREADS_BIND"
 
-console = Console(highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Who read us has gone (`plaudit up | head`): the rest is said to nobody, and everything runs on."""
+        self.quiet = True
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+console = _Console(highlight=False, soft_wrap=True)
 
 
 def up(

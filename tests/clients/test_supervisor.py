@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -31,6 +33,13 @@ for number in range(2000):  # far more than a pipe holds
     print(number, "x" * 1000, flush=True)
 import sys
 sys.stdin.read()
+"""
+_UNHEARD = """
+import sys
+from plaudit_cli.up import console
+for number in range(3):
+    console.print(number)
+print("still here", file=sys.stderr)
 """
 _LEAVES_A_CHILD = """
 import os, subprocess, sys
@@ -215,3 +224,14 @@ def test_no_two_servers_compute_on_the_same_cores(
 ) -> None:
     monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
     assert [told.get("VLLM_CPU_OMP_THREADS_BIND") for told in bound_cores(cores, servers)] == bound
+
+
+def test_a_terminal_that_is_gone_ends_nothing() -> None:
+    """`plaudit up | head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as unheard:
+        done = subprocess.run(
+            [sys.executable, "-c", _UNHEARD], stdout=unheard, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert (done.returncode, done.stderr.decode().split()) == (0, ["still", "here"])
