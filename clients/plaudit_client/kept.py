@@ -9,8 +9,9 @@ submit ──▶ anything kept? ── no ──▶ send ──▶ answered
               raised
 
 Nothing overtakes what is kept, nor what is being sent of the same reply and is perhaps tried again just now: a vote
-that was changed could come before the one it changes. Each statement keeps its idempotency key, so one that was sent
-and not heard of, or sent by two processes that share a file, counts once.
+that was changed could come before the one it changes. Only what a server fails on lets other replies' statements pass.
+Each statement keeps its idempotency key, so one that was sent and not heard of, or sent by two processes that share a
+file, counts once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import logging
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeAlias
@@ -34,6 +35,7 @@ from plaudit_client.errors import (
     InvalidRequest,
     PlauditError,
     ResourceExhausted,
+    ServerError,
     Unavailable,
 )
 from plaudit_client.retry import back_off
@@ -46,6 +48,8 @@ _LATER = (Unavailable, ResourceExhausted, DeadlineExceeded, Cancelled)
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 20.0  # seconds between two attempts to send what is kept
 _LAST_CHANCE = 5.0  # seconds for what is kept in memory when the client is closed
+_MOST_FAILED = 8
+"""Replies whose statements a server may fail on before it is left alone for a while: it is not the statements, then."""
 
 
 Turns: TypeAlias = "WeakValueDictionary[str, asyncio.Lock]"
@@ -76,9 +80,10 @@ class Shelf:
         """Behind all others; on disk when this returns. Raises sqlite3.Error."""
         self._rows.execute("INSERT INTO statements (statement) VALUES (?)", (statement.SerializeToString(),))
 
-    def first(self) -> tuple[int, StreamFeedbackRequest] | None:
-        """The oldest with its number; None: there is none. Raises sqlite3.Error."""
-        with closing(self._rows.execute("SELECT id, statement FROM statements ORDER BY id LIMIT 1")) as rows:
+    def after(self, number: int) -> tuple[int, StreamFeedbackRequest] | None:
+        """The oldest whose number is higher, with it; None: there is none. Raises sqlite3.Error."""
+        query = "SELECT id, statement FROM statements WHERE id > ? ORDER BY id LIMIT 1"
+        with closing(self._rows.execute(query, (number,))) as rows:
             row = rows.fetchone()
         return None if row is None else (row[0], StreamFeedbackRequest.FromString(row[1]))
 
@@ -183,8 +188,7 @@ class Kept:
         while True:
             try:
                 async with self._one_at_a_time:
-                    while (oldest := self._shelf.first()) is not None:
-                        await self._settle(*oldest)
+                    async for _ in self._settling():
                         attempt = 0
                 return
             except (PlauditError, sqlite3.Error) as error:
@@ -193,6 +197,24 @@ class Kept:
                 asked = error.retry_after if isinstance(error, ResourceExhausted | Unavailable) else None
                 await asyncio.sleep(max(asked or 0.0, back_off(attempt, _FIRST_PAUSE, _LONGEST_PAUSE)))
                 attempt += 1
+
+    async def _settling(self) -> AsyncIterator[None]:
+        """Settle all, oldest first; yields after each. Raises PlauditError if any is left, sqlite3.Error."""
+        failed: dict[str, ServerError] = {}
+        number = 0
+        while len(failed) < _MOST_FAILED and (following := self._shelf.after(number)) is not None:
+            number, statement = following
+            receipt = _said(statement).receipt
+            if receipt in failed:
+                continue
+            try:
+                await self._settle(number, statement)
+            except ServerError as error:  # of this one, perhaps: the others need not wait until somebody has mended it
+                failed[receipt] = error
+            else:
+                yield
+        for failure in failed.values():
+            raise failure
 
     async def _settle(self, number: int, statement: StreamFeedbackRequest) -> None:
         """Send one, and forget it. Raises PlauditError if it cannot be sent now."""

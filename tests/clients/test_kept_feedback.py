@@ -137,6 +137,28 @@ async def test_what_turns_out_to_be_too_large_holds_up_nothing(script: Script, t
     assert keys(script) == ["next"]
 
 
+async def test_what_a_server_fails_on_holds_up_its_own_reply_only(address: str, script: Script) -> None:
+    """A proxy that answers a broken server's INTERNAL, say, for one statement again and again."""
+    async with AsyncClient(address, max_retries=0) as client:
+        async with away(script, client):
+            for key, receipt in (("up", "r"), ("down", "r"), ("another's", "s")):
+                await client.submit_feedback(receipt, thumb="up", idempotency_key=key)
+        script.failures = [Failure(Code.INTERNAL)]
+        assert await client.flush_feedback(20) == Flushed(3, 0, ())
+    assert keys(script) == ["up", "another's", "up", "down"]
+
+
+async def test_a_server_that_fails_on_everything_is_left_alone_for_a_while(address: str, script: Script) -> None:
+    async with AsyncClient(address, max_retries=0) as client:
+        async with away(script, client):
+            for number in range(20):
+                await client.submit_feedback(f"r{number}", thumb="up")
+        script.failures = [Failure(Code.UNKNOWN)] * 8
+        assert await client.flush_feedback(20) == Flushed(20, 0, ())
+    assert len(keys(script)) == 28
+    assert keys(script)[8:] == keys(script)[:8] + keys(script)[16:]
+
+
 async def test_a_stream_names_what_is_too_large(client: AsyncClient) -> None:
     small = [Statement("r", thumb="up") for _ in range(3)]
     stream = client.stream_feedback([*small, Statement(LARGE, thumb="up"), *small])
