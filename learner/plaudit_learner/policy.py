@@ -114,6 +114,8 @@ class Policy:
         self.model = model.eval()
         self.base_name = base_name
         self.eos_ids = eos_ids
+        self.as_reference = False
+        """Whether the model is the reference policy just now: within `reference`."""
 
     @classmethod
     def load(
@@ -202,19 +204,28 @@ class Policy:
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Within this block the model is the reference policy, and no gradient is kept. Blocks may be nested."""
-        if REFERENCE not in self.model.peft_config:
-            with self.model.disable_adapter(), torch.no_grad():
-                yield
-        elif self.model.active_adapter == REFERENCE:
+        if self.as_reference:
             with torch.no_grad():
                 yield
-        else:
-            self.model.set_adapter(REFERENCE, inference_mode=True)
-            try:
-                with torch.no_grad():
-                    yield
-            finally:
-                self.model.set_adapter(LEARNING)  # which also makes it trainable again
+            return
+        self.as_reference = True
+        try:
+            with self._reference_adapter(), torch.no_grad():
+                yield
+        finally:
+            self.as_reference = False
+
+    @contextmanager
+    def _reference_adapter(self) -> Iterator[None]:
+        if REFERENCE not in self.model.peft_config:
+            with self.model.disable_adapter():
+                yield
+            return
+        self.model.set_adapter(REFERENCE, inference_mode=True)
+        try:
+            yield
+        finally:
+            self.model.set_adapter(LEARNING)  # which also makes it trainable again
 
     @cached_property
     def trunk(self) -> int:

@@ -22,7 +22,7 @@ from plaudit_learner.gate.probes import FLATTERY, INSTRUCTIONS
 from plaudit_learner.gate.relevance import Encoder, contrast
 from plaudit_learner.gate.transcript import Transcript
 from plaudit_learner.gate.wording import flatters, refuses
-from plaudit_learner.policy import Policy
+from plaudit_learner.policy import Policy, pad
 from plaudit_learner.ppo.rollouts import Rollout, sample
 from plaudit_learner.ppo.vocabulary import compare
 from plaudit_learner.ranks import ALONE, Ranks
@@ -174,10 +174,13 @@ def _beside_the_reference(
     items = [r.item for r in rollouts]
     with torch.no_grad():
         for rows in ranks.mine(batches(items, MICROBATCH, ranks.size)):
-            trunks = [trunk for row in rows if (trunk := encodings[row].trunk) is not None]
-            logits_BTV, tokens_BT, mask_BT = policy.reply_logits([items[row] for row in rows], trunks)
             states = [encodings[row].predicting_TH for row in rows]
             ref_logits_BTV = policy.head(torch.nn.utils.rnn.pad_sequence(states, batch_first=True))
+            if policy.as_reference:
+                logits_BTV, (tokens_BT, mask_BT) = ref_logits_BTV, pad([items[row].reply for row in rows])
+            else:
+                trunks = [trunk for row in rows if (trunk := encodings[row].trunk) is not None]
+                logits_BTV, tokens_BT, mask_BT = policy.reply_logits([items[row] for row in rows], trunks)
             beside = compare(logits_BTV, ref_logits_BTV, tokens_BT, mask_BT, temperature)
             kl_B, surprise_B = beside.kl_BT.sum(dim=1), -beside.ref_logprobs_BT.sum(dim=1) / mask_BT.sum(dim=1)
             found |= zip(rows, zip(kl_B.tolist(), surprise_B.tolist(), strict=True), strict=True)
