@@ -50,6 +50,9 @@ def vote(number: int, voter: str, **more: object) -> Vote:
         ([50, 40, 1, 1, 1, 1], CAP, 4),  # two are cut off: t = 1/3 (2 t + 4)
         ([100, 1], CAP, 100),  # of two, each may have all
         ([9, 1, 1, 1], 1.0, 9),
+        ([2] * 30 + [0.002] * 500, CAP, 2),  # 500 who share one reply are one voter more
+        ([40] + [0.5] * 20, CAP, 2 * 10 / (11 - 2)),  # t = 2/11 (t + 10)
+        ([0.1, 0.1], CAP, 0.1),
         ([], CAP, 0),
     ],
 )
@@ -59,7 +62,7 @@ def test_the_level_by_hand(masses: list[float], cap: float, expected: float) -> 
 
 @given(st.lists(st.floats(0.01, 1000), min_size=1, max_size=40), st.floats(0.001, 1))
 def test_the_level_is_the_highest_that_keeps_the_cap(masses: list[float], cap: float) -> None:
-    share, found = max(cap, FAIR_SHARES / len(masses)), level(masses, cap)
+    share, found = max(cap, FAIR_SHARES / max(1.0, sum(min(mass, 1) for mass in masses))), level(masses, cap)
 
     def kept(t: float) -> bool:
         return t <= share * sum(min(mass, t) for mass in masses) * (1 + 1e-9)
@@ -67,6 +70,7 @@ def test_the_level_is_the_highest_that_keeps_the_cap(masses: list[float], cap: f
     assert min(found, max(masses)) == found
     assert kept(found)
     assert found == max(masses) or not kept(found * 1.001)
+    assert found >= min(FAIR_SHARES, max(masses))
 
 
 def test_equal_voters_all_weigh_one() -> None:
@@ -150,6 +154,15 @@ def test_two_votes_of_anybody_count_in_full(cast: list[tuple[int, int]]) -> None
     for voter in {judgement.voter for judgement in judged}:
         hers = [one for one, judgement in zip(weight, judged, strict=True) if judgement.voter == voter]
         assert sum(hers) >= min(len(hers), FAIR_SHARES) - 1e-9
+
+
+@pytest.mark.parametrize("replies", [1, 100])
+def test_imported_annotators_who_share_replies_silence_nobody(replies: int) -> None:
+    live = [vote(i, f"u{i % 30}") for i in range(60)]
+    imported = [vote(1000 + i, f"annotator {i}", receipt=f"shared {i % replies}") for i in range(500)]
+    weight = weights([*live, *imported], cap=CAP)
+    assert weight[:60] == [1.0] * 60
+    assert sum(weight[60:]) == pytest.approx(replies)
 
 
 def test_near_identical_prompts() -> None:

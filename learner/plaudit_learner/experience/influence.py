@@ -9,10 +9,11 @@ A judgement weighs 1, and less where (each aspect by itself):
 
 The cap is the highest level t that is at most a share c of all that is left:
 
-    t <= c' * sum_v min(mass_v, t)          c' = max(c, FAIR_SHARES / voters)
+    t <= c' * sum_v min(mass_v, t)          c' = max(c, FAIR_SHARES / sum_v min(mass_v, 1))
 
 Where there are few voters a share c of each would not be all: then nobody has more than FAIR_SHARES times the average.
-Since nobody who says anything has a mass below 1, nobody's is ever cut below FAIR_SHARES.
+A voter counts as 1 there; as less only where what he said he said together with others (500 annotators of one reply are
+one). So nobody's mass is ever cut below FAIR_SHARES.
 
 Everything here is a pure function of what was said, never of what it said: a minority is not an attacker.
 """
@@ -107,18 +108,18 @@ def spread(prompts: Mapping[str, Tokens], askers: Mapping[str, str], *, cap: flo
 
 
 def level(masses: Sequence[float], cap: float) -> float:
-    """The highest t with t <= c' * sum min(mass, t), c' = max(cap, FAIR_SHARES / groups): what one group may have.
+    """The highest t with t <= c' * sum min(mass, t), c' = max(cap, FAIR_SHARES / sum min(mass, 1)): one group's most.
 
     The largest mass, if no group is above its share. With the k largest cut off t = c' (k t + rest), and so
     t = c' rest / (1 - c' k): the least k will do whose next group stays below t.
     """
     largest = sorted(masses, reverse=True)
-    share = max(cap, FAIR_SHARES / max(1, len(largest)))
+    share = max(cap, FAIR_SHARES / max(1.0, sum(min(mass, 1.0) for mass in largest)))
     rest = float(sum(largest))
     if share >= 1 or largest[0] <= share * rest:
         return max(largest, default=0.0)
     k = 0
-    while largest[k] > share * rest / (1 - share * k):  # ends before 1 / share: the groups are twice as many at least
+    while largest[k] > share * rest / (1 - share * k):  # ends before 1 / share: `rest` holds the next one
         rest -= largest[k]
         k += 1
     return share * rest / (1 - share * k)
