@@ -157,6 +157,21 @@ def test_a_trial_with_hardly_a_vote_ends_though_it_is_longer_than_the_window(
     home.close()
 
 
+def test_a_trial_that_begins_while_nothing_is_taken_in_keeps_all_of_its_votes(tmp_path: Path) -> None:
+    """By hand, during a round: its replies come in together with its event, and are more than the window."""
+    home = Home(tmp_path, keep=16, window=16)
+    home.announce("v1", STABLE)
+    home.announce("v2", CANARY, 0.0)
+    home.review()
+    home.announce("v2", CANARY, 0.5, actor="operator")
+    home.both(0.5, 0.5, 20)
+    home.vote("v1", 1.0, 20, pinned=True)  # asked for by name, which fills the window
+    home.review()
+    assert len(home.store.exposures("v2", 0, 100)) == 20
+    assert home.metrics.canary_votes.labels("canary")._value.get() == 20.0
+    home.close()
+
+
 def test_what_has_counted_goes_on_counting(tmp_path: Path) -> None:
     """At each look a learner with a small window sees what one that keeps everything sees."""
     homes = []

@@ -68,7 +68,13 @@ class Intake:
         Raises EventLogUnavailable.
         """
         taken = 0
-        while entries := self._log.read(self._positions, limit=_BATCH, timeout=0.0 if taken else timeout):
+        while True:
+            entries = self._log.read(self._positions, limit=_BATCH, timeout=0.0 if taken else timeout)
+            # After that and before anything leaves the store: who answers on trial has heard of the trial, so whatever
+            # reply was read, the event that keeps it stands in the log by now.
+            self.read_policies()
+            if not entries:
+                break
             poison: list[tuple[Entry, str]] = []
             following = dict(self._positions)
             with self._store.transaction():
@@ -88,7 +94,6 @@ class Intake:
             taken += len(entries)
             if not self.lag():
                 break  # as far as that read saw; a steady stream of votes would else be read for ever
-        self.read_policies()
         return taken
 
     def lag(self) -> int:
