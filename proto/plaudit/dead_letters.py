@@ -25,6 +25,7 @@ from plaudit.events import (
     ERASURES,
     FEEDBACK,
     INTERACTIONS,
+    MAX_KEY_BYTES,
     Entry,
     EventLog,
     Record,
@@ -88,19 +89,23 @@ def put(event_log: EventLog, poison: Sequence[tuple[Entry, str]]) -> None:
 
 
 def write(entry: Entry, reason: str, *, most_bytes: int = _MOST_BYTES) -> Record:
-    """The letter for a record that cannot be used, and why; with the first `most_bytes` of its value."""
+    """The letter for a record that cannot be used, and why; with the first `most_bytes` of its value.
+
+    And with as much of its key as a record of ours may have: whoever else writes to the topic may give a longer one.
+    """
+    key = entry.key.encode()[:MAX_KEY_BYTES].decode(errors="ignore")  # a character cut in two is left out
     letter = DeadLetter(
         schema_version=1,
         topic=entry.topic,
         partition=entry.partition,
         offset=entry.offset,
-        key=entry.key,
+        key=key,
         value=entry.value[:most_bytes],
         value_bytes=len(entry.value),
         reason=reason,
         time=_now(),
     )
-    return Record(DEAD_LETTERS, entry.key, letter.SerializeToString())
+    return Record(DEAD_LETTERS, key, letter.SerializeToString())
 
 
 def read(event_log: EventLog, positions: dict[tuple[str, int], int] | None = None) -> Iterator[DeadLetter]:

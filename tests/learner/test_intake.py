@@ -166,6 +166,26 @@ def test_poison_goes_to_dead_letters_and_the_rest_goes_on(log: EventLog, store: 
     assert intake.drain(0) == 0
 
 
+@pytest.mark.parametrize("key", ["k" * 5000, "\N{REPLACEMENT CHARACTER}" * 1400], ids=["long", "no text"])
+def test_a_foreign_key_longer_than_ours_may_be_stops_nothing(
+    log: EventLog, store: Experience, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kafka takes any bytes as a key; those that are no UTF-8 are read as replacement characters, three bytes each."""
+    with monkeypatch.context() as somebody_else:
+        somebody_else.setattr("plaudit.events.MAX_KEY_BYTES", 1 << 20)
+        log.append([Record(FEEDBACK, key, b"\xff")])
+    say(log, interaction("r1"), feedback("r1", key="k", time=1, thumb=UP))
+    intake = Intake(log, store)
+    intake.start()
+    assert intake.drain(0) == 3
+    assert store.count_votes("quality") == 1
+    (letter,) = dead_letters.read(log)
+    assert letter.key == key[: len(letter.key)]
+    assert 4096 - 2 <= len(letter.key.encode()) <= 4096
+    dead_letters.replay(log, letter)
+    assert intake.drain(0) == 1
+
+
 def test_one_poison_record_makes_one_letter_however_often_it_is_met(
     log: EventLog, store: Experience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
