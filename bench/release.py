@@ -363,7 +363,7 @@ class Deployment:
         event.time.FromSeconds(BEGAN)
         self._log.append([Record(POLICIES, version, event.SerializeToString())])
         self._intake = Intake(self._log, self._store)
-        self._reviewer = Reviewer(configured, self._log, self._store, LearnerMetrics(CollectorRegistry()))
+        self._reviewer = Reviewer(configured, self._store, LearnerMetrics(CollectorRegistry()))
         self._version = version
         base, new = PolicyVersion("v0", None), PolicyVersion(version, directory)
         self.router = Router(base)

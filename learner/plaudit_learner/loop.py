@@ -22,6 +22,7 @@ from plaudit.artifacts import ArtifactError, PolicyStore
 from plaudit.events import EventLog, EventLogUnavailable
 from plaudit.releases import BASE
 from plaudit.tracing import Span
+from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit_learner import rounds
 from plaudit_learner.canary.review import Reviewer
 from plaudit_learner.config import LearnerSettings
@@ -79,7 +80,7 @@ class Learner:
         self._store = store
         policies, copies = PolicyStore(settings.policy_store), settings.state_dir / "versions"
         self._versions = Versions(policies, copies, model, base_model_sha256, settings.lora_layers)
-        self._publisher = Publisher(policies, event_log, base_model_sha256)
+        self._publisher = Publisher(policies, self._announce, base_model_sha256)
         self._metrics = metrics
         self._reports = Reports(settings, store, metrics, progress)
         self._ranks = ranks
@@ -87,7 +88,7 @@ class Learner:
         self._examples = _instruction_examples(settings, model)  # likewise
         self._features: FeatureCache = {}
         self._features_of = BASE  # the reference that read them
-        self._canaries = Reviewer(settings, event_log, store, metrics)
+        self._canaries = Reviewer(settings, store, metrics)
         metrics.built(model.name, settings.votes_per_round)
         metrics.checkpoint_at.set_function(partial(rounds.checkpointed_at, self._kept))
         self._in_vain = 0  # votes at which the last attempt found nothing to learn
@@ -140,6 +141,9 @@ class Learner:
             shutil.rmtree(reward_models)
         self._features = {}
         self._store.settle()  # last: killed before it, all this is done again
+
+    def _announce(self, event: PolicyEvent) -> None:
+        self._intake.announce(event)  # of that day: there is another one after each failure of the log
 
     def _due(self) -> bool:
         if on_trial(self._intake.releases):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from plaudit import tracing
 from plaudit.artifacts import PolicyStore
-from plaudit.events import POLICIES, EventLog, Record
 from plaudit.releases import Releases, number
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import GateCheck, PolicyState
@@ -22,9 +21,10 @@ log = logging.getLogger(__name__)
 class Publisher:
     """Writes the policy store first and the event log last: what is announced is there."""
 
-    def __init__(self, store: PolicyStore, event_log: EventLog, base_model_sha256: str) -> None:
+    def __init__(self, store: PolicyStore, announce: Callable[[PolicyEvent], object], base_model_sha256: str) -> None:
+        """announce: appends to the policy topic; raises EventLogUnavailable."""
         self._store = store
-        self._log = event_log
+        self._append = announce
         self._base_model_sha256 = base_model_sha256
 
     def publish(
@@ -92,7 +92,7 @@ class Publisher:
         event.state = state
         event.reason = reason
         event.time.GetCurrentTime()
-        self._log.append([Record(POLICIES, event.version, event.SerializeToString())])
+        self._append(event)
 
     def _next_name(self, releases: Releases) -> str:
         """One more than any name ever used, by an announced version or by a publication that was cut off."""

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from plaudit.artifacts import PolicyStore
-from plaudit.events import FEEDBACK, INTERACTIONS, POLICIES, EventLog, Record, from_beginning, open_log
+from plaudit.events import (
+    FEEDBACK,
+    INTERACTIONS,
+    POLICIES,
+    Entry,
+    EventLog,
+    EventLogUnavailable,
+    Positions,
+    Record,
+    from_beginning,
+    open_log,
+)
 from plaudit.releases import Releases
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import PolicyState
@@ -46,9 +58,9 @@ class Home:
 
     def begin(self, log: EventLog | None = None) -> None:
         self.metrics = LearnerMetrics(CollectorRegistry())
-        self.intake = Intake(self.log, self.store)
+        self.intake = Intake(log or self.log, self.store)
         self.intake.start()
-        self.reviewer = Reviewer(self.settings, log or self.log, self.store, self.metrics)
+        self.reviewer = Reviewer(self.settings, self.store, self.metrics)
 
     def announce(self, version: str, state: PolicyState.ValueType, share: float = 0.0, actor: str = "learner") -> None:
         event = PolicyEvent(schema_version=1, version=version, state=state, share=share, actor=actor, reason="said so")
@@ -89,6 +101,43 @@ class Home:
     def close(self) -> None:
         self.store.close()
         self.log.close()
+
+
+class Killed(BaseException):
+    """The learner, at that point."""
+
+
+class Cut(EventLog):
+    """A log from which the learner is cut off at an append: before it, or when it is done but for the answer."""
+
+    def __init__(
+        self, log: EventLog, *, before: bool = False, after: int = 0, by: type[BaseException] = Killed
+    ) -> None:
+        """after: so many appends."""
+        self._log, self._before, self._left, self._by = log, before, after, by
+
+    @property
+    def identity(self) -> str:
+        return self._log.identity
+
+    def append(self, records: Sequence[Record]) -> None:
+        self._left -= 1
+        if self._before and self._left < 0:
+            raise self._by
+        self._log.append(records)
+        if self._left < 0:
+            raise self._by
+
+    def partitions(self, topic: str) -> Sequence[int]:
+        return self._log.partitions(topic)
+
+    def read(self, positions: Positions, *, limit: int = 1000, timeout: float = 0.0) -> Sequence[Entry]:
+        return self._log.read(positions, limit=limit, timeout=timeout)
+
+    def lag(self, positions: Positions) -> int:
+        return self._log.lag(positions)
+
+    def close(self) -> None: ...
 
 
 @pytest.fixture
@@ -224,21 +273,13 @@ def test_it_is_told_how_the_trial_goes_and_the_trial_goes_on(home: Home) -> None
 
 
 def test_a_learner_killed_between_decision_and_event_decides_the_same_again(home: Home) -> None:
-    class Killed(BaseException):
-        pass
-
-    class Dying:
-        """The event log, until something is to be announced."""
-
-        def append(self, records: list[Record]) -> None:
-            raise Killed
-
     home.both(0.0, 0.7, 30)
-    home.begin(Dying())  # type: ignore[arg-type]
+    home.begin(Cut(home.log, before=True))
     with pytest.raises(Killed):
         home.review()
     assert len(home.events()) == 1
     home.begin()
+    assert len(home.events()) == 1, "decided anew, by what is known by then"
     home.review()
     decided = home.events()[-1]
     home.begin()  # and killed after it: nothing is said twice
@@ -286,6 +327,63 @@ def test_so_does_his_promotion_of_another_version(home: Home) -> None:
     assert len(home.events("v3")) == 2
 
 
+@pytest.mark.parametrize("by", [Killed, EventLogUnavailable], ids=["killed", "no answer"])
+@pytest.mark.parametrize("said_again", [False, True], ids=["at its event", "at the operator's"])
+def test_it_holds_though_the_learner_is_cut_off_meanwhile(
+    home: Home, by: type[BaseException], said_again: bool
+) -> None:
+    home.both(0.9, 0.4, 60)
+    home.begin(Cut(home.log, after=int(said_again), by=by))
+    home.intake.drain(0.0)
+    home.announce("v2", ROLLED_BACK, actor="operator")
+    with pytest.raises(by):
+        home.reviewer.review(home.intake)
+    home.begin()
+    assert home.intake.releases.stable == "v1"
+    assert [(event.state, event.actor) for event in home.events()] == [
+        (CANARY, "learner"),
+        (ROLLED_BACK, "operator"),
+        (STABLE, "learner"),
+        (ROLLED_BACK, "operator"),
+    ]
+    home.begin()
+    home.review()
+    assert len(home.events()) == 4, "said again once"
+
+
+def test_what_the_operator_said_last_is_his_last_word(home: Home) -> None:
+    home.both(0.9, 0.4, 60)
+    home.begin(Cut(home.log))
+    home.intake.drain(0.0)
+    home.announce("v2", ROLLED_BACK, actor="operator")
+    with pytest.raises(Killed):
+        home.reviewer.review(home.intake)
+    home.announce("v3", STABLE, actor="operator")  # to a log without a learner
+    home.announce("v2", STABLE, actor="operator")
+    home.begin()
+    releases = home.review()
+    assert (releases.stable, releases.previous) == ("v2", "v3")
+
+
+def test_a_word_that_comes_while_another_is_said_again_holds_too(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.both(0.9, 0.4, 60)
+    home.intake.drain(0.0)
+    home.announce("v2", ROLLED_BACK, actor="operator")
+    append, last = home.log.append, iter(["v3", "v4"])
+
+    def overtaken(records: Sequence[Record]) -> None:
+        if version := next(last, None):
+            event = PolicyEvent(schema_version=1, version=version, state=STABLE, actor="operator", reason="meanwhile")
+            append([Record(POLICIES, version, event.SerializeToString())])
+        append(records)
+
+    monkeypatch.setattr(home.log, "append", overtaken)
+    home.reviewer.review(home.intake)
+    monkeypatch.undo()
+    releases = home.review()
+    assert releases.promoted() == ["v0", "v1", "v3", "v4"]
+
+
 def test_a_canary_that_was_overtaken_stays_out(home: Home) -> None:
     home.announce("v3", STABLE, actor="operator")
     home.review()
@@ -319,7 +417,7 @@ def test_no_round_begins_while_a_canary_is_on_trial(tmp_path: Path, tiny_model: 
 
 def test_what_passes_the_gate_is_published_as_a_canary(tmp_path: Path, tiny_model: Path) -> None:
     home = Home(tmp_path)
-    publisher = Publisher(PolicyStore(str(tmp_path / "v")), home.log, "0" * 64)
+    publisher = Publisher(PolicyStore(str(tmp_path / "v")), home.intake.announce, "0" * 64)
     states = []
     for share in (0.1, 0.0):
         releases = home.review()
@@ -336,6 +434,39 @@ def test_what_passes_the_gate_is_published_as_a_canary(tmp_path: Path, tiny_mode
         states.append((event.version, event.state, event.share))
     assert states == [("v1", CANARY, 0.1), ("v2", STABLE, 0.0)]
     home.close()
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_an_operator_says_during_a_publication_holds(tmp_path: Path, tiny_model: Path, cut: bool) -> None:
+    home = Home(tmp_path)
+    home.announce("v1", STABLE)
+    home.announce("v2", CANARY, 0.0)
+    home.begin(Cut(home.log, by=EventLogUnavailable) if cut else None)
+    home.review()
+    home.announce("v2", STABLE, actor="operator")  # the learner is uploading
+    publisher = Publisher(PolicyStore(str(tmp_path / "v")), home.intake.announce, "0" * 64)
+    with pytest.raises(EventLogUnavailable) if cut else nullcontext():
+        publisher.publish(
+            Policy.load(tiny_model),
+            Verdict([], {"kl": 0.1}),
+            home.intake.releases,
+            parent="v1",
+            reference="v0",
+            window={},
+            metrics={},
+        )
+    home.begin()
+    releases = home.review()
+    assert releases.promoted() == ["v0", "v1", "v3", "v2"]
+    assert len(home.events("v3")) == 1
+    home.close()
+
+
+def test_an_event_with_a_figure_that_is_no_number_is_heard(home: Home) -> None:
+    event = PolicyEvent(schema_version=1, version="v3", state=PolicyState.POLICY_STATE_REJECTED, actor="learner")
+    event.metrics["kl"] = float("nan")
+    home.intake.announce(event)
+    assert len(home.events("v3")) == 1
 
 
 def test_a_store_of_an_earlier_release_gets_its_columns(tmp_path: Path) -> None:

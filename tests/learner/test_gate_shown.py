@@ -12,6 +12,8 @@ from plaudit.events.sqlite import SqliteLog
 from plaudit.releases import Releases
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import GateCheck, PolicyState
+from plaudit_learner.experience.intake import Intake
+from plaudit_learner.experience.store import Experience
 from plaudit_learner.gate.judge import Check, Verdict
 from plaudit_learner.metrics import LearnerMetrics
 from plaudit_learner.policy import Policy
@@ -26,7 +28,8 @@ CHECKS = [
 
 def test_a_rejected_version_says_why(tmp_path: Path, tiny_model: Path) -> None:
     with SqliteLog(tmp_path / "events.sqlite") as log:
-        publisher = Publisher(PolicyStore(str(tmp_path / "versions")), log, "0" * 64)
+        store = Experience(tmp_path / "experience.sqlite")
+        publisher = Publisher(PolicyStore(str(tmp_path / "versions")), Intake(log, store).announce, "0" * 64)
         verdict = Verdict(CHECKS, {"kl": 0.5})
         publisher.publish(
             Policy.load(tiny_model),
@@ -37,6 +40,7 @@ def test_a_rejected_version_says_why(tmp_path: Path, tiny_model: Path) -> None:
             window={},
             metrics=verdict.metrics,
         )
+        store.close()
         (record,) = log.read({(POLICIES, partition): 0 for partition in log.partitions(POLICIES)})
     event = PolicyEvent.FromString(record.value)
     assert event.state == PolicyState.POLICY_STATE_REJECTED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -300,3 +300,64 @@ def test_a_new_log_is_read_from_its_beginning_and_told_the_versions(
         Intake(new, store).start()
         assert len(new.read(from_beginning(new, POLICIES))) == 2, "told once"
     assert len(store.prompts(10)) == 2
+
+
+STABLE = PolicyState.POLICY_STATE_STABLE
+
+
+def step(version: str, actor: str = "learner") -> Record:
+    event = PolicyEvent(schema_version=1, version=version, state=STABLE, actor=actor, reason="said so")
+    return Record(POLICIES, version, event.SerializeToString())
+
+
+@pytest.fixture
+def remembered(log: EventLog, store: Experience) -> None:
+    """Of a log that is lost: v3 is stable; v2 was promoted by hand."""
+    log.append([step("v1"), step("v2", "operator"), step("v3")])
+    say(log, interaction("r1"))
+    intake = Intake(log, store)
+    intake.start()
+    intake.drain(0)
+
+
+def promoted(log: EventLog, store: Experience) -> list[str]:
+    intake = Intake(log, store)
+    intake.start()
+    return intake.releases.promoted()
+
+
+def test_a_new_log_is_told_each_version_that_it_lacks(tmp_path: Path, remembered: None, store: Experience) -> None:
+    """As when a learner of an earlier release was killed in the middle of it."""
+    with open_log(f"sqlite:{tmp_path / 'new.sqlite'}") as new:
+        new.append([step("v1")])
+        assert promoted(new, store) == ["v0", "v1", "v2", "v3"]
+        assert promoted(new, store) == ["v0", "v1", "v2", "v3"]
+        assert len(new.read(from_beginning(new, POLICIES))) == 3
+
+
+@pytest.mark.parametrize("before", ["of v1", "of v2"])
+def test_what_an_operator_says_while_a_new_log_is_told_holds(
+    tmp_path: Path, remembered: None, store: Experience, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """Kafka may take the first ones of several records, and then say that it is away."""
+    with open_log(f"sqlite:{tmp_path / 'new.sqlite'}") as new:
+        append = new.append
+
+        def cut(records: Sequence[Record]) -> None:
+            if before == "of v1":
+                append([step("v0", "operator")])
+            append(records[:1])
+            if before == "of v2":
+                append([step("v0", "operator")])
+            raise EventLogUnavailable
+
+        with monkeypatch.context() as away:
+            away.setattr(new, "append", cut)
+            with pytest.raises(EventLogUnavailable):
+                Intake(new, store).start()
+        assert promoted(new, store) == ["v1", "v2", "v3", "v0"]
+        assert promoted(new, store) == ["v1", "v2", "v3", "v0"]
+        assert len(new.read(from_beginning(new, POLICIES))) == 5
+        new.append([step("v2", "operator")])
+        new.append([step("v1", "operator")])
+        assert promoted(new, store) == ["v3", "v0", "v2", "v1"], "no new log any more"

@@ -127,7 +127,7 @@ def test_a_round_begins_at_no_distance(policy: Policy) -> None:
 def test_a_published_version_names_its_reference(policy: Policy, tmp_path: Path, tiny_model: Path) -> None:
     home = Rounds(tmp_path / "home", tiny_model)
     store, releases = PolicyStore(str(tmp_path / "versions")), Releases()
-    publisher = Publisher(store, home.log, "0" * 64)
+    publisher = Publisher(store, home.learner._intake.announce, "0" * 64)
     names: list[tuple[str, str, str]] = []
     for reference in (None, "v1", "v0"):
         event = publisher.publish(

@@ -5,8 +5,8 @@
                                └─ roll back ─▶ ROLLED_BACK
 
 Nothing is kept here: what was decided follows from the event log and the experience store, so a learner that is killed
-between a decision and its event decides the same again. What an operator says always holds: whoever finds that his
-word was overtaken by a decision made before it was heard says it again for him.
+between a decision and its event decides the same again. What an operator says meanwhile always holds
+(`experience/policies.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 
 from plaudit import logs, tracing
-from plaudit.events import POLICIES, EventLog, Record
 from plaudit.releases import CANARY_METRICS, Releases, label
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import PolicyState
@@ -38,9 +37,7 @@ _STATES = {
 class Reviewer:
     """Part of the one active learner."""
 
-    def __init__(
-        self, settings: LearnerSettings, event_log: EventLog, store: Experience, metrics: LearnerMetrics
-    ) -> None:
+    def __init__(self, settings: LearnerSettings, store: Experience, metrics: LearnerMetrics) -> None:
         self._aspect = settings.aspect
         self._rules = Rules(
             least_votes=settings.canary_least_votes,
@@ -48,7 +45,6 @@ class Reviewer:
             most_replies=settings.canary_most_replies,
             most_kept=most_on_trial(settings.window),
         )
-        self._log = event_log
         self._store = store
         self._metrics = metrics
         self._seen: tuple[object, ...] = ()
@@ -127,7 +123,7 @@ class Reviewer:
         before = releases.event(event.version)
         told = before.metrics.get(CANARY_METRICS + "votes", 0.0) if before is not None else 0.0
         if event.metrics[CANARY_METRICS + "votes"] >= max(self._rules.least_votes, 2 * told):
-            self._append(event, intake)
+            intake.announce(event)
             log.info(
                 "canary %s: approval %.2f of %.0f votes, stable %.2f of %.0f",
                 event.version,
@@ -138,18 +134,7 @@ class Reviewer:
         after = PolicyEvent.FromString(event.SerializeToString())
         after.state, after.reason, after.actor, after.share = state, reason, "learner", 0.0
         after.time.GetCurrentTime()
-        self._append(after, intake)
-
-    def _append(self, event: PolicyEvent, intake: Intake) -> None:
-        self._log.append([Record(POLICIES, event.version, event.SerializeToString())])
-        heard = intake.read_policies()
-        overtaken = heard[: heard.index(event)] if event in heard else heard
-        # Of any version: a promotion of another one would be undone by ours.
-        by_hand = [other for other in overtaken if other.actor == "operator"]
-        if by_hand:
-            log.warning("what an operator said meanwhile holds: %s", "; ".join(other.reason for other in by_hand))
-            self._log.append([Record(POLICIES, other.version, other.SerializeToString()) for other in by_hand])
-            intake.read_policies()
+        intake.announce(after)
 
 
 def _tally(evidence: Evidence) -> dict[str, float]:

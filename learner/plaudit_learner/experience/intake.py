@@ -11,15 +11,14 @@ from plaudit.events import (
     ERASURES,
     FEEDBACK,
     INTERACTIONS,
-    POLICIES,
     Entry,
     EventLog,
-    Record,
     from_beginning,
 )
 from plaudit.releases import Releases
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit_learner.experience.on_trial import on_trial
+from plaudit_learner.experience.policies import Policies
 from plaudit_learner.experience.records import Poison, parse
 from plaudit_learner.experience.store import Experience
 
@@ -35,8 +34,6 @@ class Intake:
         self, event_log: EventLog, store: Experience, put_aside: Callable[[str], object] = lambda topic: None
     ) -> None:
         """put_aside: called with the topic of each record for which a dead letter was written."""
-        self.releases = Releases()
-        """Where each version stands, as far as the log was read."""
         self._log = event_log
         self._store = store
         self._put_aside = put_aside
@@ -45,22 +42,25 @@ class Intake:
         self._identity = event_log.identity
         known = store.positions(self._identity)
         self._new_log = not known
-        # Policies are folded anew at each start, from the beginning: there are few, and they are compacted.
         self._positions = from_beginning(event_log, INTERACTIONS, FEEDBACK, ERASURES) | known
-        self._policies = from_beginning(event_log, POLICIES)
+        self._policies = Policies(event_log, store)
+
+    @property
+    def releases(self) -> Releases:
+        """Where each version stands, as far as the log was read."""
+        return self._policies.releases
 
     def start(self) -> None:
-        """Read the policies; if this is a log that knows none, tell it those that the store remembers.
+        """Read the policies; a new log is told those that the store remembers. Raises EventLogUnavailable."""
+        self._policies.start(new=self._new_log)
+        if self._new_log:
+            with self._store.transaction():  # only now: a log with positions has been told them
+                self._store.set_positions(self._identity, self._positions)
+            self._new_log = False
 
-        A broker that keeps its log in memory forgets it when it restarts; the versions are still in the policy store.
-        Raises EventLogUnavailable.
-        """
-        self.read_policies()
-        remembered = self._store.policies()
-        if self._new_log and remembered and self.releases.versions() == ["v0"]:
-            log.warning("a new event log: announcing %d versions again", len(remembered))
-            self._log.append([Record(POLICIES, event.version, event.SerializeToString()) for event in remembered])
-            self.read_policies()
+    def announce(self, event: PolicyEvent) -> None:
+        """Say what was decided by what was taken in so far: see `Policies.announce`. Raises EventLogUnavailable."""
+        self._policies.announce(event)
 
     def drain(self, timeout: float) -> int:
         """Take in all that is there, waiting up to `timeout` seconds for the first record; returns how many records.
@@ -115,17 +115,6 @@ class Intake:
             log.error("dead letter: %s[%d] at %d: %s", entry.topic, entry.partition, entry.offset, reason)
             self._put_aside(entry.topic)
 
-    def read_policies(self) -> list[PolicyEvent]:
-        """Fold what was announced since; returns it. Raises EventLogUnavailable."""
-        heard = []
-        while entries := self._log.read(self._policies, limit=_BATCH):
-            for entry in entries:
-                self._policies[entry.topic, entry.partition] = entry.offset + 1
-                try:
-                    event = self.releases.read(entry.value, entry.offset)
-                except ValueError as error:
-                    log.error("policy event at offset %d passed over: %s", entry.offset, error)
-                    continue
-                self._store.keep_policy(event, entry.offset)
-                heard.append(event)
-        return heard
+    def read_policies(self) -> None:
+        """Hear what was announced since. Raises EventLogUnavailable."""
+        self._policies.read()

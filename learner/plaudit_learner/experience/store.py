@@ -69,6 +69,9 @@ CREATE TABLE IF NOT EXISTS positions (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS base_model (only INTEGER PRIMARY KEY, sha256 TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS policies (version TEXT PRIMARY KEY, offset INTEGER NOT NULL, event BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS announcing (
+    place INTEGER PRIMARY KEY, log TEXT NOT NULL, since INTEGER NOT NULL, event BLOB NOT NULL
+) STRICT;
 CREATE VIEW IF NOT EXISTS standing AS
     SELECT * FROM statements AS said
     WHERE slot != 'retraction' AND NOT EXISTS (
@@ -312,6 +315,23 @@ class Experience:
         """The events remembered, in the order of the log that they were read from."""
         rows = self._db.execute("SELECT event FROM policies ORDER BY offset")
         return [PolicyEvent.FromString(event) for (event,) in rows]
+
+    def announce(self, log: str, since: int, events: Sequence[bytes]) -> None:
+        """Keep what is about to be appended to the policy topic of that log, which was read up to `since`."""
+        with self.transaction():
+            self.announced()
+            self._db.executemany(
+                "INSERT INTO announcing (log, since, event) VALUES (?, ?, ?)", [(log, since, event) for event in events]
+            )
+
+    def announced(self) -> None:
+        """It is done, or will not be: `announcing` is empty from now on."""
+        self._db.execute("DELETE FROM announcing")
+
+    def announcing(self, log: str) -> tuple[int, list[bytes]]:
+        """(since, events) as `announce` was told; (0, []) if nothing was, or it was of another log."""
+        rows = self._db.execute("SELECT since, event FROM announcing WHERE log = ? ORDER BY place", (log,)).fetchall()
+        return (rows[0][0], [event for _, event in rows]) if rows else (0, [])
 
     def aspects(self, window: int) -> list[str]:
         """What of the last `window` replies was voted on, in alphabetical order."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from plaudit.artifacts import PolicyStore
-from plaudit.events import POLICIES, EventLog, from_beginning
+from plaudit.events import POLICIES, EventLog, Record, from_beginning
 from plaudit.releases import BASE, Releases
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit_learner.gate.judge import Verdict
@@ -115,7 +115,11 @@ class Run:
         checks = [
             replace(check, reason=f"instruction tuning: {check.reason} ({self._mark})") for check in verdict.checks
         ]
-        return Publisher(policies, event_log, self._base_model_sha256).publish(
+
+        def announce(event: PolicyEvent) -> None:
+            event_log.append([Record(POLICIES, event.version, event.SerializeToString())])
+
+        return Publisher(policies, announce, self._base_model_sha256).publish(
             self._load(self.directory / "adapter"),
             Verdict(checks, verdict.metrics),
             fold(event_log),
