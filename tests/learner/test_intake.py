@@ -29,8 +29,8 @@ from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_learner.experience import records
 from plaudit_learner.experience.intake import Intake
 from plaudit_learner.experience.store import Experience
-from tests.learner.test_erasure import erasure, reply
-from tests.learner.test_experience import UP, feedback, interaction
+from tests.learner.test_erasure import erasure, kept, reply
+from tests.learner.test_experience import DOWN, UP, feedback, interaction
 
 
 @pytest.fixture
@@ -243,6 +243,45 @@ def test_what_is_replayed_after_a_fix_is_taken_in_once(
         "interactions/0/0",
         "interactions/0/1",
     ]
+
+
+def test_a_clock_that_ran_ahead_blinds_nobody(log: EventLog, tmp_path: Path) -> None:
+    """A server is a day ahead for longer than a window; another one's clock is right."""
+    day, now = 86_400_000_000, 10_000_000
+    store, aside, clock = Experience(tmp_path / "experience.sqlite", keep=16), list[str](), [now / 1e6]
+    intake = Intake(log, store, aside.append, clock=lambda: clock[0])
+    intake.start()
+    for i in range(20):
+        say(log, interaction(f"ahead {i}", time=day + i), feedback(f"ahead {i}", key="k", time=day + i, thumb=UP))
+    say(log, interaction("r"), reply("ann's", "ann", 1), feedback("r", key="no", time=day, retraction=True))
+    log.append([Record(ERASURES, "ann", erasure("ann", day).SerializeToString())])
+    say(log, feedback("r", key="k", time=now, thumb=UP), feedback("ann's", key="k", time=now, user="ann", thumb=DOWN))
+    assert intake.drain(0) == 46
+    assert [vote.liked for vote in store.votes("quality", 16)] == [True, False]
+    assert len(aside) == 42
+    letters = list(dead_letters.read(log))
+    assert {letter.reason.partition(" is ")[0] for letter in letters} == {"started_at", "submitted_at", "time"}
+    (erased,) = (letter for letter in letters if letter.topic == ERASURES)
+    assert erased.reason == (
+        "time is 1970-01-02T00:00:00Z, 23:59:50 after this learner's clock; at most 0:10:00: one of the clocks is wrong"
+    )
+    dead_letters.replay(log, erased)
+    intake.drain(0)
+    assert len(aside) == 43, "not yet"
+    clock[0] += 86_400
+    for letter in letters:
+        dead_letters.replay(log, letter)
+    intake.drain(0)
+    assert len(aside) == 43
+    assert store.count_votes("quality") == 20
+    assert len(store.exposures("v1", day, 100)) == 16
+    again = Experience(tmp_path / "again.sqlite", keep=16)  # by then all of it is of the past
+    other = Intake(log, again)
+    other.start()
+    other.drain(0)
+    assert kept(tmp_path / "again.sqlite") == kept(tmp_path / "experience.sqlite")
+    store.close()
+    again.close()
 
 
 def test_what_was_cut_or_is_a_step_is_not_replayed(log: EventLog, store: Experience) -> None:

@@ -16,6 +16,8 @@ from plaudit_learner.experience.records import Poison, parse
 from plaudit_learner.experience.store import Experience
 from tests.learner.test_experience import UP, feedback, interaction
 
+NOW = 1000.0
+
 
 def entry(topic: str, value: bytes) -> Entry:
     return Entry(topic, 0, 0, "key", value, 0.0)
@@ -49,6 +51,13 @@ def vote(**verdict: object) -> Feedback:
         (FEEDBACK, vote(thumb=9), {}, "thumb is 9"),
         (FEEDBACK, vote(rating=6), {}, "rating is 6, not 1 to 5"),
         (ERASURES, erasure(), {"user": ""}, "user missing"),
+        (ERASURES, erasure(time=Timestamp(seconds=1601)), {}, "time is 1970-01-01T00:26:41Z, 0:10:01 after this"),
+        (
+            FEEDBACK,
+            feedback("r", key="k", time=87_400_000_000, thumb=UP),
+            {},
+            "submitted_at is 1970-01-02T00:16:40Z, 1 day, 0:00:00 after this learner's clock; at most 0:10:00",
+        ),
         (ERASURES, Erasure(schema_version=1, user="ann"), {}, "time missing"),
     ],
 )
@@ -59,7 +68,7 @@ def test_each_fault_has_its_reason(
     for field, value in spoil.items():
         setattr(spoilt, field, value)
     with pytest.raises(Poison, match=reason):
-        parse(entry(topic, spoilt.SerializeToString()))
+        parse(entry(topic, spoilt.SerializeToString()), NOW)
 
 
 def _set(change: Callable[[Interaction], object]) -> bytes:
@@ -77,13 +86,19 @@ def _set(change: Callable[[Interaction], object]) -> bytes:
         (_set(lambda r: setattr(r.started_at, "seconds", 2**62)), "started_at is no time"),
         (_set(lambda r: setattr(r.started_at, "nanos", -1)), "started_at is no time"),
         (_set(lambda r: setattr(r.finished_at, "seconds", -5)), "finished_at is no time"),
+        (_set(lambda r: setattr(r.started_at, "seconds", 253_402_300_799)), "started_at is 9999-12-31T23:59:59Z"),
+        (_set(lambda r: setattr(r.finished_at, "seconds", 2000)), "finished_at is 1970-01-01T00:33:20Z, 0:16:40"),
         (b"\xff garbage", "no Interaction: "),
         (b"", "schema_version is 0"),
     ],
 )
 def test_numbers_that_cannot_be_are_named(value: bytes, reason: str) -> None:
     with pytest.raises(Poison, match=reason):
-        parse(entry(INTERACTIONS, value))
+        parse(entry(INTERACTIONS, value), NOW)
+
+
+def test_clocks_differ_a_little() -> None:
+    assert parse(entry(ERASURES, erasure(time=Timestamp(seconds=1600)).SerializeToString()), NOW)
 
 
 @st.composite
@@ -117,7 +132,7 @@ def test_whatever_comes_is_kept_or_has_a_reason(
         with store.transaction():
             for topic, value in records:
                 try:
-                    record = parse(entry(topic, value))
+                    record = parse(entry(topic, value), NOW)
                 except Poison:
                     continue
                 store.add(record)

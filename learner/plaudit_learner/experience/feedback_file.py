@@ -10,8 +10,8 @@ one of
   preferred_over  the text of another, worse reply to the same messages
 aspect          optional; what of the reply is meant; default "quality"
 user            optional; who judges, in your own words; kept as a keyed hash only
-time            optional; when: ISO 8601 (UTC if it names no zone) or seconds since 1970; default: when the file was
-                last modified
+time            optional; when: ISO 8601 (UTC if it names no zone) or seconds since 1970, up to now; default: when
+                the file was last modified
 
 A later thumb or rating of the same user on the same reply and aspect replaces an earlier one; of lines without a time,
 the later line is later. Lines without a user are of somebody else each.
@@ -68,13 +68,13 @@ class Line(BaseModel):
 
     @field_validator("time")
     @classmethod
-    def _is_one_that_records_can_have(cls, time: datetime | None) -> datetime | None:
+    def _has_been(cls, time: datetime | None) -> datetime | None:
         if time is None:
             return None
         if time.tzinfo is None:
             time = time.replace(tzinfo=UTC)
-        if not EPOCH <= time <= datetime.max.replace(tzinfo=UTC):
-            raise ValueError("give a time from 1970 to 9999")
+        if not EPOCH <= time <= datetime.now(UTC):
+            raise ValueError("give a time from 1970 to now")
         return time
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 from plaudit import dead_letters
@@ -31,12 +32,18 @@ class Intake:
     """Tails all topics but dead letters. The store's positions are of one log, told by its identity."""
 
     def __init__(
-        self, event_log: EventLog, store: Experience, put_aside: Callable[[str], object] = lambda topic: None
+        self,
+        event_log: EventLog,
+        store: Experience,
+        put_aside: Callable[[str], object] = lambda topic: None,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """put_aside: called with the topic of each record for which a dead letter was written."""
+        """put_aside: called with the topic of each record for which a dead letter was written; clock: unix time."""
         self._log = event_log
         self._store = store
         self._put_aside = put_aside
+        self._clock = clock
         self._letters: set[dead_letters.Name] = set()
         self._letters_read: dict[tuple[str, int], int] | None = None
         self._identity = event_log.identity
@@ -80,7 +87,7 @@ class Intake:
             with self._store.transaction():
                 for entry in entries:
                     try:
-                        self._store.add(parse(entry))
+                        self._store.add(parse(entry, self._clock()))
                     except Poison as reason:
                         poison.append((entry, str(reason)))
                     following[entry.topic, entry.partition] = entry.offset + 1

@@ -1,9 +1,15 @@
-"""What a record of the event log must be, to be used: read, and checked as far as the store and training rely on it."""
+"""What a record of the event log must be, to be used: read, and checked as far as the store and training rely on it.
+
+A record from the future would be the newest for as long as its clock ran ahead: what is right would leave the window
+before it, and no vote would be later than its vote. So there is a bound, above what clocks differ by that are set by
+NTP, or were until a machine slept, and so small that what gets through ranks wrongly for that long only.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError
@@ -17,6 +23,7 @@ from plaudit.v1.feedback_pb2 import Thumb
 R = TypeVar("R", Interaction, Feedback, Erasure)
 
 _SCHEMA_VERSION = 1
+_MOST_AHEAD = 600  # seconds; Kerberos, say, takes 300
 _LATEST = 253_402_300_800  # seconds since 1970: the year 10000, where protobuf's timestamps end
 
 
@@ -24,15 +31,15 @@ class Poison(Exception):
     """A record that cannot be used; the message says why."""
 
 
-def parse(entry: Entry) -> Interaction | Feedback | Erasure:
-    """The record of an entry of the three topics that the store takes in. Raises Poison."""
-    return _PARSERS[entry.topic](entry.value)
+def parse(entry: Entry, now: float) -> Interaction | Feedback | Erasure:
+    """The record of an entry of the three topics that the store takes in; now: unix time in seconds. Raises Poison."""
+    return _PARSERS[entry.topic](entry.value, now)
 
 
-def _interaction(value: bytes) -> Interaction:
+def _interaction(value: bytes, now: float) -> Interaction:
     record = _read(Interaction, value, "response_id", "policy_version", "prompt_token_ids", "reply_token_ids")
-    _check_time("started_at", record.started_at)
-    _check_time("finished_at", record.finished_at)
+    _check_time("started_at", record.started_at, now)
+    _check_time("finished_at", record.finished_at, now)
     if not math.isfinite(record.sampling.temperature):
         raise Poison("sampling.temperature is not finite")
     if record.policy_version == IMPORTED:
@@ -52,9 +59,9 @@ def _interaction(value: bytes) -> Interaction:
     return record
 
 
-def _feedback(value: bytes) -> Feedback:
+def _feedback(value: bytes, now: float) -> Feedback:
     record = _read(Feedback, value, "response_id", "feedback_id", "aspect")
-    _check_time("submitted_at", record.submitted_at)
+    _check_time("submitted_at", record.submitted_at, now)
     verdict = record.WhichOneof("verdict")
     if verdict is None:
         raise Poison("verdict is missing")
@@ -65,9 +72,9 @@ def _feedback(value: bytes) -> Feedback:
     return record
 
 
-def _erasure(value: bytes) -> Erasure:
+def _erasure(value: bytes, now: float) -> Erasure:
     record = _read(Erasure, value, "user", "time")
-    _check_time("time", record.time)
+    _check_time("time", record.time, now)
     return record
 
 
@@ -85,12 +92,17 @@ def _read(kind: type[R], value: bytes, *needed: str) -> R:
     return record
 
 
-def _check_time(field: str, time: Timestamp) -> None:
+def _check_time(field: str, time: Timestamp, now: float) -> None:
     if not (0 <= time.seconds < _LATEST and 0 <= time.nanos < 1_000_000_000):
         raise Poison(f"{field} is no time between 1970 and 9999")
+    if (ahead := time.seconds - now) > _MOST_AHEAD:
+        raise Poison(
+            f"{field} is {time.ToJsonString()}, {timedelta(seconds=round(ahead))} after this learner's clock; at most "
+            f"{timedelta(seconds=_MOST_AHEAD)}: one of the clocks is wrong"
+        )
 
 
-_PARSERS: dict[str, Callable[[bytes], Interaction | Feedback | Erasure]] = {
+_PARSERS: dict[str, Callable[[bytes, float], Interaction | Feedback | Erasure]] = {
     INTERACTIONS: _interaction,
     FEEDBACK: _feedback,
     ERASURES: _erasure,
