@@ -44,6 +44,7 @@ from plaudit_learner.reports import Reports
 from plaudit_learner.reward.model import FeatureCache, NotEnoughVotesError, Preference, Rating, RewardModel, Vote, fit
 from plaudit_learner.rounds import Round
 from plaudit_learner.versions import Versions
+from plaudit_learner.whole_file import remove
 
 log = logging.getLogger(__name__)
 
@@ -133,12 +134,13 @@ class Learner:
         return taken
 
     def _forget(self) -> None:
-        """Drop what was derived from what was erased, on disk and in memory; what is published stays (invariant 10)."""
+        """Drop what was derived from what was erased, on disk and in memory; what is published stays (invariant 10).
+
+        Raises OSError if any of it cannot be removed: it would be learnt from.
+        """
         log.info("somebody's data was erased: what was derived from it is dropped")
         rounds.drop(self._kept)
-        reward_models = self._settings.state_dir / _REWARD_MODELS
-        if reward_models.exists():
-            shutil.rmtree(reward_models)
+        remove(self._settings.state_dir / _REWARD_MODELS)
         self._features = {}
         self._store.settle()  # last: killed before it, all this is done again
 

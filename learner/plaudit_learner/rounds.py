@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from plaudit_learner.config import LearnerSettings
 from plaudit_learner.policy import PromptReply
 from plaudit_learner.ppo.rollouts import Rollout
 from plaudit_learner.ppo.settings import ImproveSettings
-from plaudit_learner.whole_file import settle
+from plaudit_learner.whole_file import remove, settle
 
 _INPUTS = "inputs.json"
 CHECKPOINT = "checkpoint.pt"
@@ -99,8 +98,9 @@ class Round:
 
     def keep(self, directory: Path, settings: Mapping[str, Any]) -> None:
         """Write it into an empty directory, in which the checkpoint will be. `settings`: the learner's, as JSON."""
+        directory.parent.mkdir(parents=True, exist_ok=True)
         drop(directory)
-        directory.mkdir(parents=True)
+        directory.mkdir()
         unfinished = directory / "unfinished"
         unfinished.write_text(json.dumps({"settings": settings, "round": asdict(self)}))
         settle(unfinished, directory / _INPUTS)
@@ -137,5 +137,5 @@ def kept(directory: Path, settings: Mapping[str, Any]) -> Round | None:
 
 
 def drop(directory: Path) -> None:
-    """Remove what is kept of a round."""
-    shutil.rmtree(directory, ignore_errors=True)
+    """Remove what is kept of a round, for good. Raises OSError."""
+    remove(directory)

@@ -1,8 +1,9 @@
-"""Files that are whole at every moment, after a power loss, too."""
+"""Files that are whole at every moment, and directories that are gone for good, after a power loss, too."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 
@@ -11,3 +12,17 @@ def settle(unfinished: Path, file: Path) -> None:
     with unfinished.open("rb") as written:
         os.fsync(written.fileno())
     unfinished.replace(file)
+
+
+def remove(directory: Path) -> None:
+    """Remove a directory with all that is in it, if it is there. Raises OSError if any of it stays."""
+    try:
+        if directory.exists():
+            shutil.rmtree(directory)
+        parent = os.open(directory.parent, os.O_RDONLY)  # also if it is gone: nobody may have waited for that
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
+    except OSError as error:
+        raise OSError(f"{directory} cannot be removed: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,39 @@ def test_an_erasure_in_the_middle_of_a_round_begins_it_anew_without_it(tmp_path:
         assert event.metrics["votes"] == 60
     finally:
         home.close()
+
+
+@pytest.mark.parametrize("derived", ["round", "reward-models/1"])
+def test_what_must_go_and_cannot_ends_the_learner(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, derived: str
+) -> None:
+    home = Rounds(tmp_path, tiny_model)
+    try:
+        home.learner._intake.start()
+        file = tmp_path / derived / "inputs.json"
+        file.parent.mkdir(parents=True)
+        file.write_text("what ann said")
+        home.log.append([Record(ERASURES, "ann", erasure("ann", 100).SerializeToString())])
+        with monkeypatch.context() as read_only:
+            read_only.setattr(os, "unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError("read-only")))
+            for _ in range(2):  # and whenever it comes back
+                with pytest.raises(OSError, match=r"(round|reward-models) cannot be removed: read-only"):
+                    home.learner._take_in(0.0)
+        assert home.store.unsettled
+        home.learner._take_in(0.0)
+        assert not file.exists()
+        assert not home.store.unsettled
+    finally:
+        home.close()
+
+
+def test_what_is_dropped_is_gone_after_a_power_loss_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ROUND.keep(tmp_path / "round", {})
+    synced: list[tuple[int, bool]] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append((os.fstat(fd).st_ino, (tmp_path / "round").exists())))
+    for _ in range(2):  # the first time it may have been killed before it was synced
+        rounds.drop(tmp_path / "round")
+    assert synced == [(tmp_path.stat().st_ino, False)] * 2
 
 
 def test_votes_that_were_erased_do_not_have_to_come_again(tmp_path: Path, tiny_model: Path) -> None:
