@@ -17,6 +17,7 @@ from plaudit.events import (
     FEEDBACK,
     INTERACTIONS,
     POLICIES,
+    TOPICS,
     EventLogUnavailable,
     Record,
     from_beginning,
@@ -25,6 +26,7 @@ from plaudit.events import (
 from plaudit.events.kafka import KafkaLog
 from plaudit.events.tail import Tail
 from tests.events.slow_broker import SlowBroker
+from tests.fixtures_broker import delete_topics
 
 pytestmark = pytest.mark.kafka
 
@@ -169,6 +171,26 @@ def test_a_tail_begins_again_in_a_replaced_log(broker: EmbeddedBroker) -> None:
             said += [entry.value for entry in entries]
         assert fresh
         assert said == [b"new 0", b"new 1"]
+
+
+@pytest.mark.parametrize("also", [(), (POLICIES,)])
+def test_topics_that_were_made_anew_are_another_log(kafka_bootstrap: str, also: tuple[str, ...]) -> None:
+    """In the same cluster; also if only one of them was, which the reader sees when it reads that one."""
+    prefix = f"test-{uuid.uuid4().hex}."
+    with KafkaLog([kafka_bootstrap], prefix=prefix) as log:
+        log.append([Record(FEEDBACK, "key", b"old 0"), Record(FEEDBACK, "key", b"old 1")])
+        tail, identity = Tail(log, FEEDBACK, *also), log.identity
+        assert [entry.value for entry in tail.read(10)[1]] == [b"old 0", b"old 1"]
+        delete_topics(kafka_bootstrap, *(prefix + topic for topic in (also or TOPICS)))
+        with KafkaLog([kafka_bootstrap], prefix=prefix) as other:  # makes what is missing
+            assert other.identity != identity
+            other.append([Record(topic, "key", b"new") for topic in (also or (FEEDBACK,))])
+            with pytest.raises(EventLogUnavailable, match="made anew"):
+                tail.read(10)
+            anew, entries = tail.read(10)
+            assert log.identity == other.identity
+    assert anew
+    assert {entry.value for entry in entries} >= {b"new"}
 
 
 def test_a_slow_broker_is_not_the_end_of_the_log() -> None:
