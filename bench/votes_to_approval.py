@@ -2,9 +2,9 @@
 
 Each persona votes in rounds, with noise, on what then serves (`bench/ours.py`); every method is given all its votes.
 Held-out prompts are asked in other forms (no instruction begins with a word that one which was voted on begins with),
-and each is another task. KTO and supervised tuning may choose from one grid, on the first persona and seed, by the
-reward model's score on prompts kept from training; ours runs on the learner's defaults, for which one other persona was
-used.
+and each is another task. KTO and supervised tuning may choose from one grid, on the first persona and seed, by
+the reward model's score of fresh replies to the gate's prompts (on which they are trained, too, as they get all votes);
+ours runs on the learner's defaults, for which one other persona was used.
 
     make bench-votes-to-approval [ARGS="--personas NAME… --seeds 0 1 --table"] [SIZE=small]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import plaudit.events.kafka  # noqa: F401 (keeps quiet what importing kafka-python is warned of)
 from plaudit.broker import EmbeddedBroker
 
 
@@ -18,3 +19,14 @@ def kafka_bootstrap() -> Iterator[str]:
         return
     with EmbeddedBroker() as broker:
         yield broker.address
+
+
+def delete_topics(bootstrap: str, *topics: str) -> None:
+    """With all that is in them."""
+    from kafka import KafkaAdminClient
+
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    try:
+        admin.delete_topics(list(topics))
+    finally:
+        admin.close()

@@ -72,8 +72,12 @@ class Shelf:
             raise InvalidRequest("feedback_file", f"{file} cannot be used: {error}") from None
 
     def __len__(self) -> int:
-        with closing(self._rows.execute("SELECT count(*) FROM statements")) as rows:
-            count: int = rows.fetchone()[0]
+        """Raises Unavailable, as whoever asks wants to send."""
+        try:
+            with closing(self._rows.execute("SELECT count(*) FROM statements")) as rows:
+                count: int = rows.fetchone()[0]
+        except sqlite3.Error as error:
+            raise Unavailable(f"feedback_file: it cannot be read just now: {error}") from None
         return count
 
     def add(self, statement: StreamFeedbackRequest) -> None:

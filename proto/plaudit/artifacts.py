@@ -101,8 +101,9 @@ class PolicyStore:
         for name, value in metrics.items():
             if not math.isfinite(value):  # JSON has no such number: nobody could read the manifest
                 raise ValueError(f"version {version}: metric {name} is {value}: leave out what is not finite")
+        used = ArtifactError(f"version {version}: the name was used before; versions are immutable")
         if version in self.versions():
-            raise ArtifactError(f"version {version}: the name was used before; versions are immutable")
+            raise used
         files = {name: _describe(adapter / name) for name in sorted(_ALLOWED)}
         manifest = Manifest(
             version=version,
@@ -117,10 +118,15 @@ class PolicyStore:
         )
         content = manifest.model_dump_json(indent=2).encode()
         try:
-            self._filesystem.makedirs(self._path(version), exist_ok=True)
+            if self._local:
+                Path(self._path(version)).mkdir()  # of two that publish at the same moment one has the name
+            else:
+                self._filesystem.makedirs(self._path(version), exist_ok=True)
             for name in files:
                 self._put((adapter / name).read_bytes(), self._path(version, name))
             self._put(content, self._path(version, MANIFEST))
+        except FileExistsError:
+            raise used from None
         except self._errors as error:
             raise ArtifactError(f"version {version}: cannot be stored: {error}") from error
         return manifest, hashlib.sha256(content).hexdigest()

@@ -32,6 +32,8 @@ class PrivacyService(privacy_pb2_grpc.PrivacyServiceServicer):
         user = self._pseudonym(request.user_id)
         record = Erasure(schema_version=1, user=user, actor="operator", reason=request.reason)
         record.time.GetCurrentTime()
-        written = self._outbox.append(Record(ERASURES, user, record.SerializeToString()))
+        # A key of its own: of one key, compaction keeps what was appended last, and outboxes append late what is early.
+        key = f"{user}/{record.time.ToJsonString()}"
+        written = self._outbox.append(Record(ERASURES, key, record.SerializeToString()))
         durability = await durable(written, "the erasure")
         return EraseUserResponse(durability=durability, erased_until=record.time)

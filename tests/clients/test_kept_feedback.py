@@ -263,6 +263,16 @@ async def test_a_file_that_is_no_file_of_ours_is_refused(tmp_path: Path) -> None
     assert file.read_text().startswith("something else")
 
 
+async def test_a_file_that_is_locked_is_said_to_be(address: str, tmp_path: Path) -> None:
+    file = tmp_path / "votes.sqlite"
+    async with AsyncClient(address, feedback_file=file) as client:
+        with closing(sqlite3.connect(file, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            with pytest.raises(Unavailable, match="feedback_file: it cannot be read just now: database is locked"):
+                await client.submit_feedback("r", thumb="up")
+        assert await client.submit_feedback("r", thumb="up") is Durability.EVENT_LOG
+
+
 async def test_retries_come_first(client: AsyncClient, script: Script) -> None:
     script.failures = [AWAY] * MAX_RETRIES
     assert await client.submit_feedback("r", thumb="up") is Durability.EVENT_LOG

@@ -74,6 +74,17 @@ def test_a_name_is_used_once(store: PolicyStore, tmp_path: Path) -> None:
         publish(store, tmp_path)
 
 
+def test_of_two_at_the_same_moment_one_has_the_name(
+    local: PolicyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both looked before either wrote."""
+    published = publish(local, tmp_path)
+    monkeypatch.setattr(local, "versions", list)
+    with pytest.raises(ArtifactError, match="v1: the name was used before"):
+        publish(local, tmp_path)
+    assert local.manifest("v1") == published
+
+
 def test_a_publication_that_was_cut_off_does_not_exist_and_keeps_its_name(local: PolicyStore, tmp_path: Path) -> None:
     publish(local, tmp_path)
     (tmp_path / "store" / "v1" / MANIFEST).unlink()

@@ -292,6 +292,13 @@ def test_lag_counts_what_is_not_read(log: EventLog) -> None:
     assert log.lag(dict.fromkeys(positions, 0)) == 20
 
 
+def test_lag_counts_what_other_partitions_hold(log: EventLog) -> None:
+    positions = from_beginning(log, FEEDBACK, POLICIES)
+    log.append([Record(topic, f"{n}", b"value") for topic in (FEEDBACK, POLICIES) for n in range(10)])
+    read_all(log, positions, count=1, limit=1)
+    assert log.lag(positions) == 19
+
+
 def test_identity_names_the_log(make_url: Callable[[], str]) -> None:
     url = make_url()
     with open_log(url) as first, open_log(url) as second, open_log(make_url()) as other:

@@ -13,9 +13,11 @@ import pytest
 from plaudit.broker import EmbeddedBroker, free_port
 from plaudit.events import (
     DEAD_LETTERS,
+    ERASURES,
     FEEDBACK,
     INTERACTIONS,
     POLICIES,
+    TOPICS,
     EventLogUnavailable,
     Record,
     from_beginning,
@@ -23,6 +25,8 @@ from plaudit.events import (
 )
 from plaudit.events.kafka import KafkaLog
 from plaudit.events.tail import Tail
+from tests.events.slow_broker import SlowBroker
+from tests.fixtures_broker import delete_topics
 
 pytestmark = pytest.mark.kafka
 
@@ -167,6 +171,52 @@ def test_a_tail_begins_again_in_a_replaced_log(broker: EmbeddedBroker) -> None:
             said += [entry.value for entry in entries]
         assert fresh
         assert said == [b"new 0", b"new 1"]
+
+
+@pytest.mark.parametrize("also", [(), (POLICIES,)])
+def test_topics_that_were_made_anew_are_another_log(kafka_bootstrap: str, also: tuple[str, ...]) -> None:
+    """In the same cluster; also if only one of them was, which the reader sees when it reads that one."""
+    prefix = f"test-{uuid.uuid4().hex}."
+    with KafkaLog([kafka_bootstrap], prefix=prefix) as log:
+        log.append([Record(FEEDBACK, "key", b"old 0"), Record(FEEDBACK, "key", b"old 1")])
+        tail, identity = Tail(log, FEEDBACK, *also), log.identity
+        assert [entry.value for entry in tail.read(10)[1]] == [b"old 0", b"old 1"]
+        delete_topics(kafka_bootstrap, *(prefix + topic for topic in (also or TOPICS)))
+        with KafkaLog([kafka_bootstrap], prefix=prefix) as other:  # makes what is missing
+            assert other.identity != identity
+            other.append([Record(topic, "key", b"new") for topic in (also or (FEEDBACK,))])
+            with pytest.raises(EventLogUnavailable, match="made anew"):
+                tail.read(10)
+            anew, entries = tail.read(10)
+            assert log.identity == other.identity
+    assert anew
+    assert {entry.value for entry in entries} >= {b"new"}
+
+
+def test_a_slow_broker_is_not_the_end_of_the_log() -> None:
+    """What is not heard of at once may be there: the first read says so, and so does each that changes topics."""
+    with SlowBroker() as broker, KafkaLog([broker.address]) as log:
+        log.append([Record(POLICIES, "v1", b"policy"), Record(ERASURES, "ann", b"erasure")])
+        broker.seconds = 0.4
+        anew, entries = Tail(log, POLICIES).read(0)
+        assert (anew, [entry.value for entry in entries]) == (True, [b"policy"])
+        assert [entry.value for entry in log.read(from_beginning(log, ERASURES))] == [b"erasure"]
+        broker.seconds = 0.0
+        log.append([Record(POLICIES, "v2", b"appended before the call")])
+        broker.seconds = 0.4
+        assert [entry.value for entry in log.read({(POLICIES, 0): 1})] == [b"appended before the call"]
+
+
+def test_a_broker_that_answers_all_but_fetches_is_unavailable() -> None:
+    with SlowBroker() as broker, KafkaLog([broker.address], timeout=TIMEOUT) as log:
+        log.append([Record(POLICIES, "v1", b"policy")])
+        broker.fetch_seconds = 600
+        start = time.monotonic()
+        with pytest.raises(EventLogUnavailable, match="answered a fetch"):
+            Tail(log, POLICIES).read(0)
+        assert time.monotonic() - start < BOUND
+        broker.fetch_seconds = 0
+        assert [entry.value for entry in Tail(log, POLICIES).read(0)[1]] == [b"policy"]
 
 
 def test_closing_is_bounded_while_the_broker_is_away(broker: EmbeddedBroker) -> None:

@@ -125,10 +125,11 @@ def test_a_second_version_continues_from_the_first(tiny_model: Path, tmp_path: P
     assert first.kl > 0.05, "the KL is measured to the reference, not to the parent"
 
 
-def test_iteration_that_goes_too_far_is_undone(tiny_model: Path) -> None:
+@pytest.mark.parametrize("learning_rate", [3e-2, 1e30], ids=["too far", "no number"])
+def test_iteration_that_goes_too_far_is_undone(tiny_model: Path, learning_rate: float) -> None:
     policy = Policy.load(tiny_model)
     model = reward_model(policy)
-    settings = dataclasses.replace(QUICK, kl_target=0.01, kl_stop=0.02, learning_rate=3e-2)
+    settings = dataclasses.replace(QUICK, kl_target=0.01, kl_stop=0.02, learning_rate=learning_rate)
     before = policy.snapshot()
     result = improve(policy, model, prompts(20, 0), settings, seed=0)
     assert result.stopped is not None

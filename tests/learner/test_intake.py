@@ -18,6 +18,7 @@ from plaudit.events import (
     FEEDBACK,
     INTERACTIONS,
     POLICIES,
+    TOPICS,
     EventLog,
     EventLogUnavailable,
     Record,
@@ -29,6 +30,7 @@ from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_learner.experience import records
 from plaudit_learner.experience.intake import Intake
 from plaudit_learner.experience.store import Experience
+from tests.fixtures_broker import delete_topics
 from tests.learner.test_erasure import erasure, kept, reply
 from tests.learner.test_experience import DOWN, UP, feedback, interaction
 
@@ -338,6 +340,38 @@ def test_a_new_log_is_read_from_its_beginning_and_told_the_versions(
         assert told == ["v1", "v2"]
         Intake(new, store).start()
         assert len(new.read(from_beginning(new, POLICIES))) == 2, "told once"
+    assert len(store.prompts(10)) == 2
+
+
+@pytest.mark.kafka
+def test_topics_that_were_made_anew_are_a_new_log(kafka_bootstrap: str, store: Experience) -> None:
+    """In the same cluster; while a store from before identities had topics' ids in them goes on where it was."""
+    prefix = f"test-{uuid.uuid4().hex}."
+    event = PolicyEvent(schema_version=1, version="v1", state=PolicyState.POLICY_STATE_STABLE)
+    with open_log(f"kafka://{kafka_bootstrap}?prefix={prefix}") as log:
+        say(log, interaction("r1"), interaction("r2"))
+        log.append([Record(POLICIES, "v1", event.SerializeToString())])
+        intake = Intake(log, store)
+        intake.start()
+        assert intake.drain(5) == 2
+        former, sep, _ = log.identity.partition("#")
+        assert sep
+        store.rename_log(log.identity, former)
+        intake = Intake(log, store)
+        intake.start()
+        say(log, interaction("r3"))
+        assert intake.drain(5) == 1, "nothing is read twice after an upgrade"
+
+        delete_topics(kafka_bootstrap, *(prefix + topic for topic in TOPICS))
+        with open_log(f"kafka://{kafka_bootstrap}?prefix={prefix}") as server:  # makes them
+            say(server, interaction("r4", prompt=(7,)))
+        with pytest.raises(EventLogUnavailable, match="made anew"):
+            intake.drain(5)
+        after = Intake(log, store)  # as the loop does
+        after.start()
+        assert after.releases.stable == "v1", "the new log was told"
+        assert after.drain(5) == 1
+        assert len(log.read(from_beginning(log, POLICIES))) == 1
     assert len(store.prompts(10)) == 2
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import grpc
 import pytest
 from google.rpc.error_details_pb2 import BadRequest
 from grpc_status import rpc_status
 
-from plaudit.events import ERASURES, FEEDBACK, from_beginning, open_log
+from plaudit.events import ERASURES, FEEDBACK, INTERACTIONS, Record, from_beginning, open_log
 from plaudit.v1 import privacy_pb2_grpc
 from plaudit.v1.events_pb2 import Erasure
 from plaudit.v1.privacy_pb2 import EraseUserRequest
 from plaudit_client import AsyncClient, Durability, InvalidRequest
+from plaudit_learner.experience.intake import Intake
+from plaudit_learner.experience.store import Experience
 from plaudit_server.receipts import Receipts
 from tests.fixtures_server import Deployment
+from tests.learner.test_experience import interaction
 
 
 async def test_an_erasure_is_durable_and_names_nobody(client: AsyncClient, deployment: Deployment) -> None:
@@ -22,10 +27,34 @@ async def test_an_erasure_is_durable_and_names_nobody(client: AsyncClient, deplo
     with open_log(deployment.event_log) as log:
         (entry,) = log.read(from_beginning(log, ERASURES))
     record = Erasure.FromString(entry.value)
-    assert entry.key == record.user == deployment.pseudonym("ann@example.org")
+    assert entry.key == f"{record.user}/{record.time.ToJsonString()}"
+    assert record.user == deployment.pseudonym("ann@example.org")
     assert b"ann" not in entry.value
     assert (record.schema_version, record.actor, record.reason) == (1, "operator", "asked by letter")
     assert record.time.ToDatetime(tzinfo=erased.until.tzinfo) == erased.until
+
+
+async def test_a_late_erasure_displaces_no_later_one(
+    client: AsyncClient, deployment: Deployment, tmp_path: Path
+) -> None:
+    """The first one comes out of a server's outbox, behind the second; then the topic is compacted."""
+    for _ in range(2):
+        await client.erase_user("ann")
+    with open_log(deployment.event_log) as log:
+        first, second = log.read(from_beginning(log, ERASURES))
+    told = {entry.key: Record(ERASURES, entry.key, entry.value) for entry in (second, first)}
+    one, other = (Erasure.FromString(entry.value) for entry in (first, second))
+    between = interaction("r1")
+    between.user = deployment.pseudonym("ann")
+    between.started_at.FromNanoseconds((one.time.ToNanoseconds() + other.time.ToNanoseconds()) // 2)
+    with open_log(f"sqlite:{tmp_path / 'compacted.sqlite'}") as log:
+        log.append([*told.values(), Record(INTERACTIONS, "r1", between.SerializeToString())])
+        store = Experience(tmp_path / "experience.sqlite")
+        intake = Intake(log, store)
+        intake.start()
+        intake.drain(0)
+        assert not store.prompts(10)
+        store.close()
 
 
 @pytest.mark.parametrize(

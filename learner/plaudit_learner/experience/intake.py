@@ -47,6 +47,8 @@ class Intake:
         self._letters: set[dead_letters.Name] = set()
         self._letters_read: dict[tuple[str, int], int] | None = None
         self._identity = event_log.identity
+        # The identity of a log on Kafka had no `#` and topics' ids until 2026-11-27 (docs/decisions/0002).
+        store.rename_log(self._identity.partition("#")[0], self._identity)
         known = store.positions(self._identity)
         self._new_log = not known
         self._positions = from_beginning(event_log, INTERACTIONS, FEEDBACK, ERASURES) | known

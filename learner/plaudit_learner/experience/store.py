@@ -296,6 +296,12 @@ class Experience:
         rows = self._db.execute("SELECT topic, partition, next FROM positions WHERE log = ?", (log,))
         return {(topic, partition): following for topic, partition, following in rows}
 
+    def rename_log(self, former: str, log: str) -> None:
+        """Positions in `former` are positions in `log`, where there are none yet; then there are none in `former`."""
+        if former != log:
+            self._db.execute("UPDATE OR IGNORE positions SET log = ? WHERE log = ?", (log, former))
+            self._db.execute("DELETE FROM positions WHERE log = ?", (former,))
+
     def set_positions(self, log: str, positions: Mapping[tuple[str, int], int]) -> None:
         """Say how far the log was read; belongs into the transaction that keeps what was read."""
         self._db.executemany(

@@ -180,16 +180,16 @@ class _Improvement:
             fresh = fresh[: s.prompts_per_iteration * s.samples_per_prompt - len(logged)]
             rollouts = fresh + logged
             scored = self._score(rollouts, self._read(rollouts), fresh=len(fresh))
-        # Reward and beta in units of s_within: the length of a gradient then does not depend on the reward's scale.
-        advantages_BT = self._advantages(scored) / self._s_within
+        advantages_BT = self._advantages(scored)
+        # In units of s_within, too: the length of a gradient then does not depend on the reward's scale.
         beta = self._beta / self._s_within if s.kl == "loss" else 0.0
         seen = update(
             self._policy, self._optimizer, self._schedule, scored, advantages_BT, beta, s, self._examples, self._ranks
         )
         self.done.append(summary(number + 1, scored, seen))
-        if self.done[-1].kl > s.kl_stop:
+        kl = self.done[-1].kl
+        if not kl <= s.kl_stop:  # nor if it is not a number
             self._policy.restore(before)
-            kl = self.done[-1].kl
             self.stopped = f"iteration {number + 1} undone: KL {kl:.2f} nats per reply, bound {s.kl_stop:g}"
 
     def result(self) -> ImproveResult:
@@ -288,7 +288,7 @@ class _Improvement:
         )
 
     def _advantages(self, scored: Scored) -> Tensor:
-        """Of each token of each reply (B, longest reply), in units of the score."""
+        """Of each token of each reply (B, longest reply), in units of s_within."""
         rollouts, trace = scored.rollouts, self._settings.trace
         mask_BT = torch.nn.utils.rnn.pad_sequence([torch.ones(len(r.reply)) for r in rollouts], batch_first=True)
         rewards_BT = torch.zeros_like(mask_BT)
@@ -303,8 +303,8 @@ class _Improvement:
             values = self._critic.values(rollouts, scored.encodings, returns_B)
             values_BT = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
             advantages_BT = gae(rewards_BT, values_BT, mask_BT, trace)
-        # Whitened after masking: pads take no part.
-        return masked_whiten(advantages_BT, mask_BT) if self._settings.whiten else advantages_BT
+        # Whitened after masking, so that pads take no part, and in units of s_within, too: a deviation of 1.
+        return masked_whiten(advantages_BT, mask_BT) if self._settings.whiten else advantages_BT / self._s_within
 
     def _penalised(self, rewards_BT: Tensor, scored: Scored) -> Tensor:
         policy, temperature = self._policy, self._settings.temperature

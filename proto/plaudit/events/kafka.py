@@ -1,8 +1,9 @@
 """The event log on Kafka: what production runs.
 
-A `KafkaLog` works through a connection (a producer and a consumer, pinned to one cluster id) which it throws away after
-the first failure and makes anew at the next call. So a broker that was away, or was replaced, needs no restart of ours,
-and what is read always comes from the log that `identity` names.
+A `KafkaLog` works through a connection (a producer and a consumer, pinned to one cluster id and the topics' ids) which
+it throws away after the first failure and makes anew at the next call. So a broker that was away or was replaced, and
+topics that were deleted and made anew, need no restart of ours, and what is read always comes from the log that
+`identity` names.
 
 Not used, on purpose: consumer groups (readers keep their own positions), and `end_offsets`, `latest` and
 `offsets_for_times`, which the broker of the tests answers wrongly.
@@ -11,6 +12,7 @@ Not used, on purpose: consumer groups (readers keep their own positions), and `e
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import re
 import threading
@@ -18,7 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
-from typing import Any
+from typing import Any, NamedTuple
 
 from plaudit.events import (
     ERASURES,
@@ -125,9 +127,14 @@ class KafkaLog(EventLog):
 
     @property
     def identity(self) -> str:
-        """The cluster's id and the prefix. It changes only in a call that has raised EventLogUnavailable before."""
+        """The cluster's id, the prefix, and after a `#` a hash of the topics' ids, if brokers give them (Kafka 2.8).
+
+        It changes only in a call that has raised EventLogUnavailable before.
+        """
         with self._connected() as connection:
-            return f"kafka:{connection.cluster_id}/{self._prefix}"
+            log = f"kafka:{connection.cluster_id}/{self._prefix}"
+            ids = "".join(f"{topic}={made}\n" for topic, made in sorted(connection.topic_ids.items()))
+        return f"{log}#{hashlib.sha256(ids.encode()).hexdigest()[:16]}" if ids else log
 
     def append(self, records: Sequence[Record]) -> None:
         """Append all; acknowledged by all in-sync replicas when it returns."""
@@ -159,17 +166,18 @@ class KafkaLog(EventLog):
             return sorted(connection.producer.partitions_for(self._prefix + topic))
 
     def read(self, positions: Positions, *, limit: int = 1000, timeout: float = 0.0) -> Sequence[Entry]:
-        """As `EventLog.read`; to know that there is nothing takes 0.3 s, even with a `timeout` of 0.
+        """As `EventLog.read`; to know that there is nothing takes about 0.2 s, even with a `timeout` of 0.
 
-        A position beyond the end (the topic was made anew) is read from the oldest entry.
+        Behind a slow broker it takes longer: nothing means that each partition has said so to a request made since the
+        call began. Raises EventLogUnavailable if one has not within the log's timeout. A position beyond the end (the
+        topic was made anew) is read from the oldest entry.
         """
         if not positions:
             return []
         deadline = time.monotonic() + timeout
         wanted = {TopicPartition(self._prefix + topic, partition): at for (topic, partition), at in positions.items()}
         while True:
-            # Two fetches long at least: one for older positions may be under way, and the next is the one that counts.
-            seconds = min(max(deadline - time.monotonic(), 3 * _FETCH_SECONDS), _POLL_SECONDS)
+            seconds = min(max(deadline - time.monotonic(), 0.0), _POLL_SECONDS)
             with self._connected() as connection:
                 batches = connection.fetch(wanted, limit, seconds)
             if batches or time.monotonic() >= deadline:
@@ -178,12 +186,13 @@ class KafkaLog(EventLog):
     def lag(self, positions: Positions) -> int:
         """The distance from `positions` to the ends that the last `read` saw; what it did not read from counts 0.
 
-        More than there is if the topic is compacted, or if a position is before the oldest entry.
+        More than there is if the topic is compacted, or if a position is before the oldest entry. A partition that gave
+        that `read` no answer (another broker's did) counts 1: what it holds is not known, so that all is not read.
         """
         with self._connected() as connection:
             ends = {
-                (topic, partition): connection.ends.get(TopicPartition(self._prefix + topic, partition), 0)
-                for topic, partition in positions
+                (topic, partition): connection.end(TopicPartition(self._prefix + topic, partition), at)
+                for (topic, partition), at in positions.items()
             }
         return sum(max(0, ends[partition] - at) for partition, at in positions.items())
 
@@ -274,6 +283,14 @@ class _ClosingSocket(KafkaNetSocket):  # type: ignore[misc, unused-ignore]
             raise
 
 
+class _Answer(NamedTuple):
+    """Of a partition, to a fetch."""
+
+    asked: float  # when, by the monotonic clock
+    nothing: bool  # there was nothing at the position
+    end: int
+
+
 class _Connection:
     """A producer and a consumer, made for one cluster. After a KafkaError of any method it is only to be closed."""
 
@@ -287,7 +304,8 @@ class _Connection:
         self._timeout = timeout
         self._reading = threading.Lock()  # kafka-python's producer is thread-safe, its consumer is not
         self._positions: dict[Any, int] = {}
-        self.ends: dict[Any, int] = {}
+        self._ends: dict[Any, int] = {}
+        self._answers: dict[Any, _Answer] = {}  # the last ones since the partitions were assigned
         self._consumer: Any = None
         self.producer: Any = None
         milliseconds = int(timeout * 1000)
@@ -306,10 +324,15 @@ class _Connection:
                 group_id=None,
                 auto_offset_reset="earliest",
                 fetch_max_wait_ms=int(_FETCH_SECONDS * 1000),
+                enable_incremental_fetch_sessions=False,  # so that each answer names each partition
                 metrics_enabled=False,
             )
+            self._listen(self._consumer._fetcher)
             self.cluster_id: str = self._client.cluster.cluster_id
+            self.topic_ids: dict[str, Any] = {}
             self._make_missing(topics, common)
+            made = {topic: self._client.cluster.topic_id(topic) for topic in topics}
+            self.topic_ids = {topic: known for topic, known in made.items() if known is not None}
             self.producer, _ = _make(
                 KafkaProducer,
                 common,
@@ -355,25 +378,78 @@ class _Connection:
             future.add_errback(one)
 
     def fetch(self, positions: Mapping[Any, int], limit: int, seconds: float) -> dict[Any, list[Any]]:
-        """What there is at `positions`, waiting up to `seconds` for it; all of it from the log of `cluster_id`."""
+        """What there is at `positions`, waiting up to `seconds` for it; all of it from the log of these ids.
+
+        It waits longer, by up to the timeout, until every partition has answered: nothing heard is not nothing there.
+        """
         with self._reading:
             if positions.keys() != self._positions.keys():
                 self._consumer.assign(list(positions))
-                self._positions, self.ends = {}, {}
+                self._positions, self._ends, self._answers = {}, {}, {}
                 self._refresh()  # the leaders of the new partitions, so that the fetch below has somewhere to go
             for partition, position in positions.items():
                 if self._positions.get(partition) != position:  # without a seek, what was prefetched is kept
                     self._consumer.seek(partition, position)
                     self._positions[partition] = position
-            batches: dict[Any, list[Any]] = self._consumer.poll(timeout_ms=int(seconds * 1000), max_records=limit)
+            began = time.monotonic()
+            give_up = began + seconds + self._timeout
+            while True:
+                batches = self._poll(positions, limit, seconds, began)
+                # poll() reconnects silently: to whatever is at the address now, or for ever.
+                self._refresh()
+                if batches is not None:
+                    break
+                if time.monotonic() >= give_up:
+                    raise KafkaTimeoutError(f"no broker has answered a fetch for {self._timeout:g} s")
+                seconds = 0.0
             for partition, batch in batches.items():
                 self._positions[partition] = batch[-1].offset + 1
             for partition in positions:
                 if (end := self._consumer.highwater(partition)) is not None:
-                    self.ends[partition] = end
-            # poll() reconnects silently: to whatever is at the address now, or for ever.
-            self._refresh()
+                    self._ends[partition] = end
+                elif answer := self._answers.get(partition):  # which the consumer has not looked at: `limit`
+                    self._ends[partition] = answer.end
             return batches
+
+    def _poll(
+        self, positions: Mapping[Any, int], limit: int, seconds: float, since: float
+    ) -> dict[Any, list[Any]] | None:
+        """What there is within `seconds`; None if not all partitions have answered what was asked after `since`."""
+        until = time.monotonic() + seconds
+        while True:
+            wait = max(until - time.monotonic(), _FETCH_SECONDS / 2)
+            batches: dict[Any, list[Any]] = self._consumer.poll(timeout_ms=int(wait * 1000), max_records=limit)
+            late = time.monotonic() - until
+            if batches or (late >= 0 and all(self._has_nothing(partition, since) for partition in positions)):
+                return batches
+            # Two fetches and more: one for older positions may be under way, and the next is the one that counts.
+            if late >= 3 * _FETCH_SECONDS:
+                return None
+
+    def _has_nothing(self, partition: Any, since: float) -> bool:
+        answer = self._answers.get(partition)
+        return answer is not None and answer.nothing and answer.asked >= since
+
+    def _listen(self, fetcher: Any) -> None:
+        """Keep what partitions answer: poll() does not tell an answer that holds nothing from one that did not come."""
+        handle = fetcher._handle_fetch_response
+
+        def heard(node: Any, offsets: Any, asked: float, response: Any) -> None:
+            for topic in response.responses:
+                for told in topic.partitions:
+                    partition = TopicPartition(topic.topic, told.partition_index)
+                    diverged = told.diverging_epoch is not None and told.diverging_epoch.end_offset >= 0
+                    if told.error_code == NoError.errno and not diverged:
+                        self._answers[partition] = _Answer(asked, not told.records, told.high_watermark)
+                    else:
+                        self._answers.pop(partition, None)
+            handle(node, offsets, asked, response)
+
+        fetcher._handle_fetch_response = heard
+
+    def end(self, partition: Any, position: int) -> int:
+        """The end that the last fetch saw; behind `position` if it heard nothing; 0 if it did not ask."""
+        return self._ends.get(partition, position + 1 if partition in self._positions else 0)
 
     def close(self) -> None:
         """End what other threads wait for here: a fetch at once, a send after `_CLOSE_SECONDS`."""
@@ -388,7 +464,10 @@ class _Connection:
                     self.producer.close(timeout=_CLOSE_SECONDS)
 
     def _refresh(self) -> None:
-        """Ask a broker for metadata now: somebody answers, and it is still the cluster that we know."""
+        """Ask a broker for metadata now: somebody answers, and it is still the cluster that we know, and its topics.
+
+        Only those topics are asked for that the consumer reads.
+        """
         deadline = time.monotonic() + self._timeout
         while True:
             done = threading.Event()
@@ -402,6 +481,9 @@ class _Connection:
             time.sleep(_RETRY_SECONDS)
         if self._client.cluster.cluster_id != self.cluster_id:
             raise KafkaError(f"cluster {self.cluster_id} has been replaced by {self._client.cluster.cluster_id}")
+        for topic, known in self.topic_ids.items():
+            if self._client.cluster.topic_id(topic) not in (None, known):
+                raise KafkaError(f"topic {topic} has been deleted and made anew")
 
     def _make_missing(self, topics: Mapping[str, Mapping[str, object]], common: Mapping[str, object]) -> None:
         cluster = self._client.cluster
@@ -410,6 +492,7 @@ class _Connection:
         missing = {topic: options for topic, options in topics.items() if cluster.partitions_for_topic(topic) is None}
         if not missing:
             return
+        deadline = time.monotonic() + self._timeout
         admin, _ = _make(KafkaAdminClient, common)
         try:
             answer = admin.create_topics(missing, timeout_ms=int(self._timeout * 1000), raise_errors=False)
@@ -420,6 +503,13 @@ class _Connection:
             admin.wait_for_topics(list(missing), timeout_ms=int(self._timeout * 1000))
         finally:
             admin.close()
+        while True:  # until this client knows them too: a log is told by the ids of all its topics
+            self._refresh()
+            if all(cluster.partitions_for_topic(topic) for topic in topics):
+                return
+            if time.monotonic() >= deadline:
+                raise KafkaTimeoutError("not all topics are known after they were made")
+            time.sleep(_RETRY_SECONDS)
 
 
 def _make(kind: Callable[..., Any], common: Mapping[str, object], **options: object) -> tuple[Any, Any]:
