@@ -434,3 +434,28 @@ def test_what_an_operator_says_while_a_new_log_is_told_holds(
         new.append([step("v2", "operator")])
         new.append([step("v1", "operator")])
         assert promoted(new, store) == ["v3", "v0", "v2", "v1"], "no new log any more"
+
+
+def test_in_a_copy_of_the_log_old_words_are_no_news(tmp_path: Path, log: EventLog, store: Experience) -> None:
+    """Another cluster has a copy, without the last event."""
+    events = [step("v1", "operator"), step("v2"), step("v3")]
+    log.append(events)
+    Intake(log, store).start()
+    with open_log(f"sqlite:{tmp_path / 'copy.sqlite'}") as copy:
+        copy.append(events[:2])
+        assert promoted(copy, store) == ["v0", "v1", "v2", "v3"]
+    with open_log(f"sqlite:{tmp_path / 'another.sqlite'}") as another:
+        another.append([*events[:2], step("v0", "operator")])
+        assert promoted(another, store) == ["v1", "v2", "v3", "v0"]
+
+
+def test_a_learner_killed_when_it_has_read_a_new_log_has_heard_nothing(
+    tmp_path: Path, remembered: None, store: Experience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_log(f"sqlite:{tmp_path / 'new.sqlite'}") as new:
+        new.append([step("v0", "operator")])
+        with monkeypatch.context() as killed:
+            killed.setattr(store, "announce", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                Intake(new, store).start()
+        assert promoted(new, store) == ["v1", "v2", "v3", "v0"]

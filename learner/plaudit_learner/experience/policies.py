@@ -44,15 +44,19 @@ class Policies:
         that it lacks. A broker that keeps its log in memory forgets it when it restarts; the versions are still in the
         policy store. Raises EventLogUnavailable; a new log is new until this has returned.
         """
-        said = self.read()
+        remembered = {event.version: event for event in self._store.policies()}
+        said = self.read(keep=False)
         since, values = self._store.announcing(self._identity)
         if new and not values:
-            lacking = [event for event in self._store.policies() if self.releases.event(event.version) is None]
+            lacking = [event for version, event in remembered.items() if self.releases.event(version) is None]
             if lacking:
                 log.warning("a new event log: announcing %d versions again", len(lacking))
             values = [event.SerializeToString() for event in lacking]
-            since = 0  # whoever spoke here before spoke of a log that knew none of them
+            # What was heard in another log, of which this is a copy, was not said meanwhile; nor what stands before it.
+            since = max((e.offset + 1 for e in said if _event(e) == remembered.get(_event(e).version)), default=0)
             self._store.announce(self._identity, since, values)
+        for entry in said:  # only now: whoever is killed before has heard nothing in this log
+            self._store.keep_policy(_event(entry), entry.offset)
         said = [entry for entry in said if entry.offset >= since]
         if values and (new or _heard(values, said)):
             self._announce(values, said)
@@ -68,8 +72,11 @@ class Policies:
         self._store.announce(self._identity, max(self._positions.values()), values)
         self._announce(values, [])
 
-    def read(self) -> list[Entry]:
-        """Fold what was announced since; returns it, without what is no event. Raises EventLogUnavailable."""
+    def read(self, *, keep: bool = True) -> list[Entry]:
+        """Hear what was announced since; returns it, without what is no event. Raises EventLogUnavailable.
+
+        keep: the store remembers it.
+        """
         heard = []
         while entries := self._log.read(self._positions, limit=_BATCH):
             for entry in entries:
@@ -79,7 +86,8 @@ class Policies:
                 except ValueError as error:
                     log.error("policy event at offset %d passed over: %s", entry.offset, error)
                     continue
-                self._store.keep_policy(event, entry.offset)
+                if keep:
+                    self._store.keep_policy(event, entry.offset)
                 heard.append(entry)
         return heard
 
@@ -125,4 +133,8 @@ def _overtaken(values: Collection[bytes], said: Sequence[Entry]) -> list[bytes]:
 
 
 def _by_hand(entry: Entry) -> bool:
-    return PolicyEvent.FromString(entry.value).actor == "operator"
+    return _event(entry).actor == "operator"
+
+
+def _event(entry: Entry) -> PolicyEvent:
+    return PolicyEvent.FromString(entry.value)
