@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from plaudit_learner.canary.evidence import Evidence
+from plaudit_learner.canary.evidence import FEW, Evidence
 from plaudit_learner.canary.judge import ALPHA, Decision, judge
 from tests.learner.test_canary_blocks import binomial
 from tests.learner.test_canary_judge import ARM, EVEN, RULES, Trial
@@ -41,6 +41,20 @@ def test_a_conversation_that_servers_put_on_both_sides_is_one_on_each() -> None:
     evidence = trial.evidence()
     assert evidence.votes == (((0.0,), (1.0,)),)
     assert evidence.drawn == (5,)
+
+
+def test_nobody_speaks_for_others_by_joining_their_conversations() -> None:
+    trial = Trial(0)
+    for number in range(300):
+        trial.reply(number % 2 == 0, liked=1.0, user=f"user {number}", conversation=f"conversation {number}")
+        if number % 2 == 0:
+            for _ in range(4):
+                trial.reply(True, liked=0.0, user="troll", conversation=f"conversation {number}")
+    evidence = trial.evidence()
+    # The first reply of all came before both answered.
+    assert (evidence.canary.votes, evidence.stable.votes) == (149 + FEW, 150)
+    assert evidence.canary.approval == pytest.approx(149 / (149 + FEW))
+    assert judge(evidence, RULES).decision == Decision.PROMOTE
 
 
 def test_errors_times_and_votes_are_those_of_conversations() -> None:

@@ -42,7 +42,7 @@ class Arm:
 
     replies: int
     votes: int
-    """Those that count: one of a conversation, and at most so many of one voter."""
+    """Those that count: one of each asker in a conversation, and at most so many of one voter."""
     approval: float
     """Their mean, 0 to 1; a rating of 1 to 5 is 0, 1/4, … 1. 0 if there are none."""
     voted: int
@@ -180,10 +180,13 @@ def _one_of_each_reply(cast: Sequence[Ballot]) -> list[Ballot]:
 
 
 def _one_of_each_conversation(cast: Sequence[Ballot], replies: Sequence[Exposure]) -> list[Ballot]:
-    """Of the votes on these replies: what is said in a conversation weighs one vote, too."""
+    """Of the votes on these replies: what one asker says in a conversation weighs one vote, too.
+
+    Of each asker, so that nobody speaks for others by joining their conversations: his few votes are still his.
+    """
     conversation = {reply.response_id: _conversation(reply) for reply in replies}
     ours = [ballot for ballot in cast if ballot.response_id in conversation]
-    return _merged(ours, lambda ballot: conversation[ballot.response_id])
+    return _merged(ours, lambda ballot: (conversation[ballot.response_id], ballot.asker))
 
 
 def _merged(cast: Sequence[Ballot], of: Callable[[Ballot], Hashable]) -> list[Ballot]:
