@@ -29,7 +29,7 @@ def simulate(
     conversations: Annotated[int, typer.Option(min=1, help="How many, of one prompt, one reply and one vote each.")],
     concurrency: Annotated[int, typer.Option(min=1, help="How many at once.")] = 4,
     noise: Annotated[float, typer.Option(min=0, max=1, help="Share of votes that are flipped.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="The same seed holds the same conversations.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same conversations, which count once on trial.")] = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest reply.")] = 48,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")] = 0.7,
     users: Annotated[int, typer.Option(min=1, help="How many user ids vote.")] = 20,

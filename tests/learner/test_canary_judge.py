@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plaudit_learner.canary.betting import BETTORS, log_capital
-from plaudit_learner.canary.evidence import FEW, Arm, Evidence, blocks, weigh
+from plaudit_learner.canary.evidence import FEW, Arm, Evidence, weigh
 from plaudit_learner.canary.judge import ALPHA, Decision, Rules, judge
 from plaudit_learner.experience.store import Ballot, Exposure
 
@@ -55,13 +55,22 @@ class Trial:
         self.clock = 0
 
     def reply(
-        self, ours: bool, *, liked: float, rate: float = 1.0, user: str = "", said: str = "", **how: float
+        self,
+        ours: bool,
+        *,
+        liked: float,
+        rate: float = 1.0,
+        user: str = "",
+        said: str = "",
+        conversation: str = "",
+        **how: float,
     ) -> None:
         """user: whom it is given to; said: the name given with the vote on a reply to nobody known."""
         self.clock += 1
         name = f"r{self.clock}"
         failed = self.draw.random() < how.pop("failing", 0.0)
-        self.arms[not ours].append(exposure(name, self.clock, failed=failed, **how))  # type: ignore[arg-type]
+        told = exposure(name, self.clock, failed=failed, **how)  # type: ignore[arg-type]
+        self.arms[not ours].append(replace(told, user=user, conversation=conversation))
         if self.draw.random() < rate:
             score = float(self.draw.random() < liked)
             self.ballots.append(Ballot(name, user, user or said, score, self.clock))
@@ -109,27 +118,29 @@ def test_a_version_that_is_liked_better_is_promoted_before_the_end() -> None:
 
 
 ARM = Arm(replies=100, votes=100, approval=0.5, voted=100, errors=0, seconds=1.0)
-EVEN = Evidence(ARM, ARM, 0.5, 200, (1.0, -1.0) * 50, (0.5,) * 100, (0.0,) * 100, (1.0,) * 100)
+GOOD, BAD, SAME = ((1.0,), (0.0,)), ((0.0,), (1.0,)), ((1.0,), (1.0,))
+EVEN = Evidence(ARM, ARM, 0.5, 200, (1,) * 200, (GOOD, BAD) * 50, (0.5,) * 100, (0.0,) * 100, (1.0,) * 100)
 
 
 def test_the_minimum_exposure_is_kept_and_the_limit_ends_it() -> None:
     few = replace(ARM, replies=RULES.least_votes - 1, votes=RULES.least_votes - 1)
-    hated = replace(EVEN, canary=few, stable=few, approval=(-1.0,) * 15, errors=(-1.0,) * 15)
+    hated = replace(EVEN, canary=few, stable=few, votes=(BAD,) * 15, errors=(-1.0,) * 15)
     assert judge(hated, RULES).decision == Decision.GO_ON
     assert judge(hated, replace(RULES, least_votes=15)).decision == Decision.ROLL_BACK
-    short = replace(EVEN, canary=replace(ARM, votes=99), approval=EVEN.approval[:99])
+    short = replace(EVEN, canary=replace(ARM, votes=99), votes=EVEN.votes[:99])
     assert judge(short, RULES).decision == Decision.GO_ON
     ended = judge(EVEN, RULES)
     assert (ended.decision, ended.reason.split(":")[0]) == (Decision.PROMOTE, "no sign of harm to the end of its trial")
 
 
 def test_the_last_look_sees_what_was_not_sure_on_the_way() -> None:
-    # 24 good and 42 bad differences of 100: z = -18 / sqrt(66) = -2.2; with 43, -2.3; with 44, -2.43.
-    for bad, decision in ((42, Decision.PROMOTE), (44, Decision.ROLL_BACK)):
-        differences = [1.0] * 24 + [0.0] * (76 - bad) + [-1.0] * bad
-        random.Random(1).shuffle(differences)
-        assert log_capital(-d for d in differences) < -math.log(ALPHA["approval"])
-        judgement = judge(replace(EVEN, approval=tuple(differences)), RULES)
+    # Of 100 pairs 24 good, and so many bad. By chance that many of 67 or 69 are with probability 0.014 or 0.008.
+    for bad, decision in ((43, Decision.PROMOTE), (45, Decision.ROLL_BACK)):
+        votes = [GOOD] * 24 + [SAME] * (76 - bad) + [BAD] * bad
+        random.Random(1).shuffle(votes)
+        seen = replace(EVEN, votes=tuple(votes))
+        assert log_capital(-d for d in seen.approval) < -math.log(ALPHA["approval"])
+        judgement = judge(seen, RULES)
         assert judgement.decision == decision, judgement.reason
 
 
@@ -160,7 +171,14 @@ def test_a_brief_version_is_not_called_slow() -> None:
 def test_a_canary_that_servers_hardly_serve_is_rolled_back_and_not_waited_for_for_ever() -> None:
     nobody = Arm(0, 0, 0.0, 0, 0, 0.0)
     seen = replace(
-        EVEN, canary=nobody, stable=replace(ARM, replies=2100), approval=(), voted=(), errors=(), punctual=()
+        EVEN,
+        canary=nobody,
+        stable=replace(ARM, replies=2100),
+        drawn=(1,) * 2100,
+        votes=(),
+        voted=(),
+        errors=(),
+        punctual=(),
     )
     judgement = judge(seen, RULES)
     assert judgement.decision == Decision.ROLL_BACK
@@ -186,9 +204,7 @@ def test_a_version_that_nobody_votes_on_is_promoted_in_the_end_and_that_is_said(
     assert "no votes (0% of" in judgement.reason
 
 
-def test_blocks_are_of_what_stands_next_to_each_other() -> None:
-    assert list(blocks("abc", "123456", 2)) == [("a", "12"), ("b", "34"), ("c", "56")]
-    assert list(blocks("abc", "12345", 2)) == [("a", "12"), ("b", "34")]
+def test_what_stands_in_a_block_came_next_to_each_other() -> None:
     trial = Trial(0, share=0.25)
     for number in range(9):  # s C s s s C s s s, of which the first came before both answered
         trial.reply(number % 4 == 1, liked=float(number == 2 or number % 4 == 1))

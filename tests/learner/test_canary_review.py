@@ -68,7 +68,9 @@ class Home:
         event.metrics["round"] = 1.0
         self.log.append([Record(POLICIES, version, event.SerializeToString())])
 
-    def vote(self, version: str, liked: float | None, count: int, *, pinned: bool = False) -> None:
+    def vote(
+        self, version: str, liked: float | None, count: int, *, pinned: bool = False, conversation: str = ""
+    ) -> None:
         """So many replies of a version, each to another user, who likes it with this probability; None: no votes."""
         records = []
         for _ in range(count):
@@ -76,6 +78,7 @@ class Home:
             reply = interaction(f"r{self.said}", version=version, time=BEGAN + self.said)
             reply.finished_at.CopyFrom(at(BEGAN + self.said + 1000))
             reply.pinned = pinned
+            reply.conversation_id = conversation
             records.append(Record(INTERACTIONS, reply.response_id, reply.SerializeToString()))
             if liked is not None:
                 up = random.Random(self.said).random() < liked
@@ -475,7 +478,7 @@ def test_a_store_of_an_earlier_release_gets_its_columns(tmp_path: Path) -> None:
     with sqlite3.connect(file) as db:
         db.execute("DROP INDEX interactions_in_order")
         db.execute("CREATE INDEX interactions_at ON interactions (at)")
-        for column in ("finished_at", "pinned", "traceparent"):
+        for column in ("finished_at", "pinned", "traceparent", "conversation"):
             db.execute(f"ALTER TABLE interactions DROP COLUMN {column}")
         db.execute("DROP VIEW standing")  # SQLite does not drop a column that a view shows
         db.execute("ALTER TABLE statements DROP COLUMN traceparent")
@@ -483,10 +486,13 @@ def test_a_store_of_an_earlier_release_gets_its_columns(tmp_path: Path) -> None:
         db.execute("INSERT INTO interactions VALUES ('old', 'v1', '', 'k', x'', x'00000000', x'', 0.7, 16, 1, 5)")
     db.close()
     store = Experience(file)
-    store.add_interaction(interaction("new", time=9))
+    told = interaction("new", time=9)
+    told.conversation_id = "c"
+    store.add_interaction(told)
     old, new = store.exposures("v1", 0, 10)
     assert (old.response_id, old.seconds, old.tokens) == ("old", 0.0, 1)
     assert (new.response_id, new.tokens) == ("new", 2)
+    assert old.conversation == "" != new.conversation
     record = feedback("new", key="k", time=9, thumb=UP)
     record.traceparent = f"00-{'4b' * 16}-{'a1' * 8}-01"
     store.add_feedback(record)
@@ -494,6 +500,20 @@ def test_a_store_of_an_earlier_release_gets_its_columns(tmp_path: Path) -> None:
     assert store.count_votes("quality") == 2
     store.close()
     Experience(file).close()
+
+
+def test_a_conversation_is_one_vote_and_its_id_stays_out_of_the_store(home: Home) -> None:
+    for number in range(40):
+        home.vote("v1", 1.0, 1, conversation=f"calm {number}")
+        home.vote("v2", 0.0, 1, conversation="a quarrel about ann@example.org")
+    home.vote("v2", 1.0, 1, conversation="another")
+    home.review()
+    assert home.metrics.canary_votes.labels("canary")._value.get() == 2.0
+    assert home.metrics.canary_approval.labels("canary")._value.get() == 0.5
+    assert home.metrics.canary_replies.labels("canary")._value.get() == 41.0
+    assert len({one.conversation for one in home.store.exposures("v2", 0, 100)}) == 2
+    dump = "\n".join(home.store._db.iterdump())
+    assert "a quarrel" not in dump
 
 
 def test_ratings_are_votes_and_what_is_retracted_is_none(tmp_path: Path) -> None:

@@ -8,28 +8,26 @@
 
 "Surely" is `betting.py`'s: the test may be asked after every vote. A version that is as good as the stable one is
 rolled back wrongly with probability at most 0.05 in all, which is divided up in ALPHA (by the union bound). The last
-look, once the limit is reached, is McNemar's test on the differences: z = sum d / sqrt(sum d²), about normal under the
-null hypothesis that they are as often good as bad (McNemar, "Note on the sampling error of the difference between
-correlated proportions or percentages", Psychometrika 12, 1947).
+look, once the limit is reached, is `deal.py`'s. What "in all" takes for granted is in docs/release.md.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from plaudit_learner.canary.betting import log_capital
+from plaudit_learner.canary.deal import chance_of_less
 from plaudit_learner.canary.evidence import TOO_SELDOM, TOO_SLOW, Arm, Evidence
 
-ALPHA = {"approval": 0.03, "last look": 0.01, "vote rate": 0.005, "errors": 0.0025, "time": 0.0025}
+ALPHA = {"approval": 0.03, "last look": 0.01, "vote rate": 0.005, "errors": 0.002, "time": 0.002, "served": 0.001}
 """The chance of rolling back a version that is as good as the stable one, by what for; 0.05 in all."""
 ALPHA_PROMOTE = 0.05
 """The chance of promoting, before the limit, a version that is worse by MARGIN or more."""
 MARGIN = 0.1
 """In approval. A smaller one would take more votes than a small deployment has: about 2 log(1/α) / MARGIN²."""
-_Z_LAST = 2.3263
-"""Of ALPHA["last look"], one-sided."""
 _LEAST_SHARE_SERVED = 0.5  # of the replies that the draw gives it; servers that cannot load it serve the stable version
 
 
@@ -92,18 +90,32 @@ def judge(evidence: Evidence, rules: Rules) -> Judgement:
     enough_drawn = min(ours.votes, theirs.votes) >= rules.most_votes or drawn >= rules.most_replies
     if not enough_drawn and evidence.begun < rules.most_kept:
         return judgement(Decision.GO_ON, "on trial")
-    if ours.replies < _LEAST_SHARE_SERVED * drawn:
+    if _hardly_served(ours.replies, evidence.drawn, evidence.share):
         return judgement(Decision.ROLL_BACK, f"of about {drawn:.0f} replies that were to be its own it gave few")
-    if not (enough_drawn or enough_replies):
+    if ours.replies < min(rules.least_votes, rules.most_replies / 2):
         return judgement(Decision.ROLL_BACK, f"too few of {evidence.begun} replies were its own to tell")
-    z = sum(evidence.approval) / math.sqrt(sum(d * d for d in evidence.approval) or 1.0)
-    if enough_votes and z <= -_Z_LAST:
-        return judgement(Decision.ROLL_BACK, f"liked less than the stable version at the end of its trial (z {z:.1f})")
+    if enough_votes and (chance := chance_of_less(evidence.votes)) <= ALPHA["last look"]:
+        reason = f"liked less than the stable version at the end of its trial (p {chance:.2g})"
+        return judgement(Decision.ROLL_BACK, reason)
     return judgement(Decision.PROMOTE, "no sign of harm to the end of its trial")
 
 
 def _surely(log_capital: float, what: str) -> bool:
     return log_capital >= -math.log(ALPHA[what])
+
+
+def _hardly_served(served: int, drawn: Sequence[int], share: float) -> bool:
+    """Whether the canary gave less than half of what the draw gives it, and the draw's luck is no explanation.
+
+    drawn: replies n of each that was drawn for itself. If the canary answers all that it is drawn for, the chance that
+    it gives t fewer than the expected number is at most exp(-t² / 2 share sum n²) (Maurer, "A bound on the deviation
+    probability for sums of non-negative random variables", JIPAM 4:15, 2003). So two dozen users without conversations'
+    ids, of whom a tenth may be nobody, prove nothing.
+    """
+    expected = share * sum(drawn)
+    lacking = expected - served
+    luck = 2 * share * sum(n * n for n in drawn) * -math.log(ALPHA["served"])
+    return lacking > (1 - _LEAST_SHARE_SERVED) * expected and lacking**2 >= luck
 
 
 def _told(ours: Arm, theirs: Arm) -> str:

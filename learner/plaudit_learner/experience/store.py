@@ -15,6 +15,7 @@ away (`erasure.py`).
 from __future__ import annotations
 
 import array
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,7 +50,8 @@ CREATE TABLE IF NOT EXISTS interactions (
     at             INTEGER NOT NULL,
     finished_at    INTEGER NOT NULL DEFAULT 0,
     pinned         INTEGER NOT NULL DEFAULT 0,
-    traceparent    TEXT NOT NULL DEFAULT ''
+    traceparent    TEXT NOT NULL DEFAULT '',
+    conversation   TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE TABLE IF NOT EXISTS statements (
     response_id TEXT NOT NULL,
@@ -88,6 +90,7 @@ _LATER_COLUMNS = {
         "finished_at INTEGER NOT NULL DEFAULT 0",
         "pinned INTEGER NOT NULL DEFAULT 0",
         "traceparent TEXT NOT NULL DEFAULT ''",
+        "conversation TEXT NOT NULL DEFAULT ''",
     ),
     "statements": ("traceparent TEXT NOT NULL DEFAULT ''",),
 }
@@ -127,6 +130,10 @@ class Exposure:
     tokens: int
     failed: bool
     """Whether the engine failed in the middle of it."""
+    user: str = ""
+    """Whom it was given to; empty: not known."""
+    conversation: str = ""
+    """The same for all replies of a conversation; empty: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +227,7 @@ class Experience:
         if self._retention is not None and not self._retention.admit_interaction(record):
             return
         self._db.execute(
-            "INSERT INTO interactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO interactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (
                 record.response_id,
                 record.policy_version,
@@ -236,6 +243,7 @@ class Experience:
                 record.finished_at.ToMicroseconds(),
                 record.pinned,
                 _traceparent(record),
+                _conversation(record),
             ),
         )
 
@@ -426,13 +434,15 @@ class Experience:
     def exposures(self, version: str, since: int, most: int) -> list[Exposure]:
         """The first `most` replies of a version that the router drew, begun at `since` (Unix µs) or later, in order."""
         rows = self._db.execute(
-            "SELECT response_id, at, finished_at, length(reply) / 4, finish_reason FROM interactions"
-            " WHERE policy_version = ? AND NOT pinned AND at >= ? ORDER BY at, response_id LIMIT ?",
+            "SELECT response_id, at, finished_at, length(reply) / 4, finish_reason, user, conversation"
+            " FROM interactions WHERE policy_version = ? AND NOT pinned AND at >= ? ORDER BY at, response_id LIMIT ?",
             (version, since, most),
         )
         return [
-            Exposure(name, at, (end - at) / 1e6 if end else 0.0, tokens, reason == FinishReason.FINISH_REASON_ERROR)
-            for name, at, end, tokens, reason in rows
+            Exposure(
+                name, at, (end - at) / 1e6 if end else 0.0, tokens, reason == FinishReason.FINISH_REASON_ERROR, *drawn
+            )
+            for name, at, end, tokens, reason, *drawn in rows
         ]
 
     def ballots(self, aspect: str, versions: Sequence[str], since: int) -> list[Ballot]:
@@ -541,6 +551,11 @@ class Experience:
 def _traceparent(record: Interaction | Feedback) -> str:
     """That of the record; what is none is left out, since anybody's may stand in a log."""
     return record.traceparent if trace_of(record.traceparent) else ""
+
+
+def _conversation(record: Interaction) -> str:
+    """Hashed: its id is the client's, who may have put anything into it; all that is asked is which are the same."""
+    return hashlib.sha256(record.conversation_id.encode()).hexdigest()[:32] if record.conversation_id else ""
 
 
 def _slot(record: Feedback) -> tuple[str, int, str]:
