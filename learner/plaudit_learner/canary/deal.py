@@ -37,9 +37,9 @@ def chance_of_less(blocks: Iterable[tuple[Sequence[float], Sequence[float]]]) ->
     for ours, theirs in blocks:
         if min(len(ours), len(theirs)) != 1:
             raise ValueError(f"a block of {len(ours)} and {len(theirs)}; one side has exactly one")
-        votes = [*ours, *theirs]
+        votes = np.array([*ours, *theirs])
         sign = 1 if len(ours) == 1 else -1
-        alone = np.array([sign * difference([vote], votes[:i] + votes[i + 1 :]) for i, vote in enumerate(votes)])
+        alone = sign * (votes - (votes.sum() - votes) / (len(votes) - 1))  # each beside the mean of all others
         dealt_D += alone[dice.integers(len(votes), size=DEALS)]
         seen += difference(ours, theirs)
     return float(1 + np.count_nonzero(dealt_D <= seen + _ROUNDING)) / (1 + DEALS)
