@@ -120,7 +120,7 @@ def test_as_if_the_operator_had_spoken_afterwards(tmp_path: Path, new: bool) -> 
         assert (found.promoted(), found.canary) == (expected.promoted(), expected.canary), seed
         assert [found.event(v) for v in found.versions()] == [expected.event(v) for v in expected.versions()], seed
         assert policies.releases.promoted() == found.promoted()
-        assert store.announcing(log.identity) == (0, [])
+        assert store.heard.announcing(log.identity) == (0, [])
         count = len(log.said())
         log.draw = None
         started(log, store, new=False)

@@ -229,27 +229,27 @@ def test_a_transaction_that_fails_leaves_nothing(store: Experience) -> None:
     def fail() -> None:
         with store.transaction():
             store.add_interaction(interaction("r1"))
-            store.set_positions("log", {("t", 0): 7})
+            store.heard.set_positions("log", {("t", 0): 7})
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
         fail()
-    assert store.positions("log") == {}
+    assert store.heard.positions("log") == {}
     assert store.prompts(10) == {}
 
 
 def test_positions_belong_to_a_log(store: Experience) -> None:
-    store.set_positions("a", {("t", 0): 7, ("t", 1): 3})
-    store.set_positions("a", {("t", 0): 9})
-    assert store.positions("a") == {("t", 0): 9, ("t", 1): 3}
-    assert store.positions("b") == {}
+    store.heard.set_positions("a", {("t", 0): 7, ("t", 1): 3})
+    store.heard.set_positions("a", {("t", 0): 9})
+    assert store.heard.positions("a") == {("t", 0): 9, ("t", 1): 3}
+    assert store.heard.positions("b") == {}
 
 
 def test_policies_are_remembered_in_the_order_of_the_log(store: Experience) -> None:
-    store.keep_policy(PolicyEvent(version="v1"), 0)
-    store.keep_policy(PolicyEvent(version="v2"), 1)
-    store.keep_policy(PolicyEvent(version="v1", reason="again"), 2)
-    assert [(event.version, event.reason) for event in store.policies()] == [("v2", ""), ("v1", "again")]
+    store.heard.keep_policy(PolicyEvent(version="v1"), 0)
+    store.heard.keep_policy(PolicyEvent(version="v2"), 1)
+    store.heard.keep_policy(PolicyEvent(version="v1", reason="again"), 2)
+    assert [(event.version, event.reason) for event in store.heard.policies()] == [("v2", ""), ("v1", "again")]
 
 
 def test_another_base_model_is_refused(store: Experience) -> None:

@@ -82,7 +82,7 @@ def test_a_batch_and_its_position_are_kept_together_or_not_at_all(
     intake = Intake(log, store)
     intake.start()
     with monkeypatch.context() as killed:
-        killed.setattr(store, "set_positions", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(store.heard, "set_positions", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             intake.drain(0)
     assert store.prompts(10) == {}
@@ -129,7 +129,7 @@ def test_a_steady_stream_of_votes_does_not_keep_the_learner_from_learning(
         voting.result()
         while intake.drain(0):
             pass
-        assert sum(store.positions(log.identity).values()) == len(said)
+        assert sum(store.heard.positions(log.identity).values()) == len(said)
 
 
 def test_poison_goes_to_dead_letters_and_the_rest_goes_on(log: EventLog, store: Experience) -> None:
@@ -198,7 +198,7 @@ def test_one_poison_record_makes_one_letter_however_often_it_is_met(
         intake = Intake(log, store, aside.append)
         intake.start()
         with monkeypatch.context() as full:
-            full.setattr(store, "set_positions", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+            full.setattr(store.heard, "set_positions", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
             with pytest.raises(OSError, match="full"):
                 intake.drain(0)
             with pytest.raises(OSError, match="full"):
@@ -356,7 +356,7 @@ def test_topics_that_were_made_anew_are_a_new_log(kafka_bootstrap: str, store: E
         assert intake.drain(5) == 2
         former, sep, _ = log.identity.partition("#")
         assert sep
-        store.rename_log(log.identity, former)
+        store.heard.rename_log(log.identity, former)
         intake = Intake(log, store)
         intake.start()
         say(log, interaction("r3"))
@@ -455,7 +455,7 @@ def test_a_learner_killed_when_it_has_read_a_new_log_has_heard_nothing(
     with open_log(f"sqlite:{tmp_path / 'new.sqlite'}") as new:
         new.append([step("v0", "operator")])
         with monkeypatch.context() as killed:
-            killed.setattr(store, "announce", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            killed.setattr(store.heard, "announce", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 Intake(new, store).start()
         assert promoted(new, store) == ["v1", "v2", "v3", "v0"]

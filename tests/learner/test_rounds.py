@@ -164,7 +164,7 @@ def test_an_erasure_in_the_middle_of_a_round_begins_it_anew_without_it(tmp_path:
         assert prompts
         assert not any(prompt[:5] == theirs for prompt in prompts)
         home.learner._intake.drain(0)
-        (event,) = home.store.policies()
+        (event,) = home.store.heard.policies()
         assert event.metrics["votes"] == 60
     finally:
         home.close()

@@ -48,8 +48,8 @@ class Intake:
         self._letters_read: dict[tuple[str, int], int] | None = None
         self._identity = event_log.identity
         # The identity of a log on Kafka had no `#` and topics' ids until 2026-11-27 (docs/decisions/0002).
-        store.rename_log(self._identity.partition("#")[0], self._identity)
-        known = store.positions(self._identity)
+        store.heard.rename_log(self._identity.partition("#")[0], self._identity)
+        known = store.heard.positions(self._identity)
         self._new_log = not known
         self._positions = from_beginning(event_log, INTERACTIONS, FEEDBACK, ERASURES) | known
         self._policies = Policies(event_log, store)
@@ -64,7 +64,7 @@ class Intake:
         self._policies.start(new=self._new_log)
         if self._new_log:
             with self._store.transaction():  # only now: a log with positions has been told them
-                self._store.set_positions(self._identity, self._positions)
+                self._store.heard.set_positions(self._identity, self._positions)
             self._new_log = False
 
     def announce(self, event: PolicyEvent) -> None:
@@ -97,7 +97,7 @@ class Intake:
                     # Before the position is kept: a crash in between loses no dead letter.
                     self._write_letters(poison)
                 self._store.retain(on_trial(self.releases))
-                self._store.set_positions(self._identity, following)
+                self._store.heard.set_positions(self._identity, following)
             self._positions = following  # only now: what was rolled back is read again
             self._store.shrink()
             taken += len(entries)

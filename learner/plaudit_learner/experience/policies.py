@@ -44,9 +44,9 @@ class Policies:
         that it lacks. A broker that keeps its log in memory forgets it when it restarts; the versions are still in the
         policy store. Raises EventLogUnavailable; a new log is new until this has returned.
         """
-        remembered = {event.version: event for event in self._store.policies()}
+        remembered = {event.version: event for event in self._store.heard.policies()}
         said = self.read(keep=False)
-        since, values = self._store.announcing(self._identity)
+        since, values = self._store.heard.announcing(self._identity)
         if new and not values:
             lacking = [event for version, event in remembered.items() if self.releases.event(version) is None]
             if lacking:
@@ -54,14 +54,14 @@ class Policies:
             values = [event.SerializeToString() for event in lacking]
             # What was heard in another log, of which this is a copy, was not said meanwhile; nor what stands before it.
             since = max((e.offset + 1 for e in said if _event(e) == remembered.get(_event(e).version)), default=0)
-            self._store.announce(self._identity, since, values)
+            self._decide(since, values)
         for entry in said:  # only now: whoever is killed before has heard nothing in this log
-            self._store.keep_policy(_event(entry), entry.offset)
+            self._store.heard.keep_policy(_event(entry), entry.offset)
         said = [entry for entry in said if entry.offset >= since]
         if values and (new or _heard(values, said)):
             self._announce(values, said)
         else:
-            self._store.announced()  # decided anew, if there is anything to decide
+            self._store.heard.announced()  # decided anew, if there is anything to decide
 
     def announce(self, event: PolicyEvent) -> None:
         """Append what was decided by what was heard so far; what an operator has said since stands behind it.
@@ -69,7 +69,7 @@ class Policies:
         Raises EventLogUnavailable; whether it stands then, is for the next `start` to see.
         """
         values = [event.SerializeToString()]
-        self._store.announce(self._identity, max(self._positions.values()), values)
+        self._decide(max(self._positions.values()), values)
         self._announce(values, [])
 
     def read(self, *, keep: bool = True) -> list[Entry]:
@@ -87,9 +87,14 @@ class Policies:
                     log.error("policy event at offset %d passed over: %s", entry.offset, error)
                     continue
                 if keep:
-                    self._store.keep_policy(event, entry.offset)
+                    self._store.heard.keep_policy(event, entry.offset)
                 heard.append(entry)
         return heard
+
+    def _decide(self, since: int, values: Sequence[bytes]) -> None:
+        """Keep what will be said, and that the topic was heard up to `since`."""
+        with self._store.transaction():
+            self._store.heard.announce(self._identity, since, values)
 
     def _announce(self, values: Sequence[bytes], said: list[Entry]) -> None:
         """said: what was read since they were decided; it grows by what is read here."""
@@ -99,7 +104,7 @@ class Policies:
             events = map(PolicyEvent.FromString, words)
             log.warning("what an operator said meanwhile holds: %s", "; ".join(event.reason for event in events))
             self._say(words, said)
-        self._store.announced()
+        self._store.heard.announced()
 
     def _say(self, values: Sequence[bytes], said: list[Entry]) -> None:
         records = [Record(POLICIES, PolicyEvent.FromString(value).version, value) for value in values]

@@ -1,4 +1,4 @@
-"""The experience store: interactions, what people said of them, and how far the event log was read, in one SQLite file.
+"""The experience store: interactions and what people said of them, in one SQLite file.
 
     interactions ──┐
                    ├─ joined on response_id ──▶ experience
@@ -9,7 +9,7 @@ them was accepted. What *stands* of one user on one reply and aspect is derived:
 an earlier one, likewise a comment, or a preference over the same other reply; a retraction takes back all that came
 before it. So the state is a pure function of the set of records, whatever their order and number (invariant 2), and a
 vote may come before its interaction (invariant 3). What is kept is bounded (`retention.py`), and what is erased stays
-away (`erasure.py`).
+away (`erasure.py`). What it remembers of the event log itself is in `heard.py`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import array
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit.releases import IMPORTED
 from plaudit.tracing import trace_of
-from plaudit.v1.events_pb2 import Erasure, Feedback, Interaction, PolicyEvent
+from plaudit.v1.events_pb2 import Erasure, Feedback, Interaction
 from plaudit.v1.feedback_pb2 import Thumb
 from plaudit.v1.sampling_pb2 import FinishReason
-from plaudit_learner.experience import erasure, retention
+from plaudit_learner.experience import erasure, heard, retention
 from plaudit_learner.experience import timeline as timelines
 from plaudit_learner.experience.on_trial import OnTrial
 from plaudit_learner.policy import PromptReply, prompt_key
@@ -65,15 +65,7 @@ CREATE TABLE IF NOT EXISTS statements (
     traceparent TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (response_id, user, aspect, feedback_id)
 ) STRICT;
-CREATE TABLE IF NOT EXISTS positions (
-    log TEXT NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL, next INTEGER NOT NULL,
-    PRIMARY KEY (log, topic, partition)
-) STRICT;
 CREATE TABLE IF NOT EXISTS base_model (only INTEGER PRIMARY KEY, sha256 TEXT NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS policies (version TEXT PRIMARY KEY, offset INTEGER NOT NULL, event BLOB NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS announcing (
-    place INTEGER PRIMARY KEY, log TEXT NOT NULL, since INTEGER NOT NULL, event BLOB NOT NULL
-) STRICT;
 CREATE VIEW IF NOT EXISTS standing AS
     SELECT * FROM statements AS said
     WHERE slot != 'retraction' AND NOT EXISTS (
@@ -168,9 +160,11 @@ class Experience:
                 self._db.execute("VACUUM")  # a file made without it has to be written anew
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(f"BEGIN; {_SCHEMA}{erasure.SCHEMA}{retention.SCHEMA} COMMIT;")
+        self._db.executescript(f"BEGIN; {_SCHEMA}{heard.SCHEMA}{erasure.SCHEMA}{retention.SCHEMA} COMMIT;")
         self._add_later_columns()
         self._db.executescript(f"BEGIN; {_INDEX} COMMIT;")
+        self.heard = heard.Heard(self._db)
+        """What it remembers of the event log, written in the same transactions."""
         self._erasures = erasure.Erasures(self._db)
         self._retention = retention.Retention(self._db, keep) if keep is not None else None
 
@@ -298,54 +292,6 @@ class Experience:
         """Let the file become smaller if there is much room in it; not in a transaction."""
         if self._retention is not None:
             self._retention.shrink()
-
-    def positions(self, log: str) -> dict[tuple[str, int], int]:
-        """(topic, partition) → offset of the next record to be read in the log of that identity."""
-        rows = self._db.execute("SELECT topic, partition, next FROM positions WHERE log = ?", (log,))
-        return {(topic, partition): following for topic, partition, following in rows}
-
-    def rename_log(self, former: str, log: str) -> None:
-        """Positions in `former` are positions in `log`, where there are none yet; then there are none in `former`."""
-        if former != log:
-            self._db.execute("UPDATE OR IGNORE positions SET log = ? WHERE log = ?", (log, former))
-            self._db.execute("DELETE FROM positions WHERE log = ?", (former,))
-
-    def set_positions(self, log: str, positions: Mapping[tuple[str, int], int]) -> None:
-        """Say how far the log was read; belongs into the transaction that keeps what was read."""
-        self._db.executemany(
-            "INSERT INTO positions VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET next = excluded.next",
-            [(log, topic, partition, following) for (topic, partition), following in positions.items()],
-        )
-
-    def keep_policy(self, event: PolicyEvent, offset: int) -> None:
-        """Remember the last event of a version, for the day on which the event log has forgotten it."""
-        self._db.execute(
-            "INSERT INTO policies VALUES (?, ?, ?) ON CONFLICT DO UPDATE"
-            " SET offset = excluded.offset, event = excluded.event",
-            (event.version, offset, event.SerializeToString()),
-        )
-
-    def policies(self) -> list[PolicyEvent]:
-        """The events remembered, in the order of the log that they were read from."""
-        rows = self._db.execute("SELECT event FROM policies ORDER BY offset")
-        return [PolicyEvent.FromString(event) for (event,) in rows]
-
-    def announce(self, log: str, since: int, events: Sequence[bytes]) -> None:
-        """Keep what is about to be appended to the policy topic of that log, which was read up to `since`."""
-        with self.transaction():
-            self.announced()
-            self._db.executemany(
-                "INSERT INTO announcing (log, since, event) VALUES (?, ?, ?)", [(log, since, event) for event in events]
-            )
-
-    def announced(self) -> None:
-        """It is done, or will not be: `announcing` is empty from now on."""
-        self._db.execute("DELETE FROM announcing")
-
-    def announcing(self, log: str) -> tuple[int, list[bytes]]:
-        """(since, events) as `announce` was told; (0, []) if nothing was, or it was of another log."""
-        rows = self._db.execute("SELECT since, event FROM announcing WHERE log = ? ORDER BY place", (log,)).fetchall()
-        return (rows[0][0], [event for _, event in rows]) if rows else (0, [])
 
     def aspects(self, window: int) -> list[str]:
         """What of the last `window` replies was voted on, in alphabetical order."""
