@@ -30,7 +30,6 @@ from plaudit_learner import rounds
 from plaudit_learner.config import LearnerSettings
 from plaudit_learner.gate.evaluation import Reader, measure
 from plaudit_learner.gate.measures import by_prompt
-from plaudit_learner.gate.transcript import Transcript
 from plaudit_learner.policy import AdapterConfig, Policy
 from plaudit_learner.ppo.rollouts import Rollout, sample
 from plaudit_learner.ppo.settings import ImproveSettings
@@ -82,7 +81,6 @@ class Lab:
         self.settings = learner_settings()
         self.reader = Reader(model)
         self._transcript = self.reader.transcript
-        self._topics = self.reader.transcript = _Topics(model)
         self._template = ChatTemplate(model)
         self.train, self.held_out = self._short(train), self._short(held_out)
         self._base = self.policy(0)
@@ -96,19 +94,14 @@ class Lab:
         return self._template.prompt([Message(*turn) for turn in turns])
 
     def second_turns(self, persona: Persona, prompts: Sequence[Tokens], seed: int) -> list[Tokens]:
-        """What the persona says after the base policy's first reply to each; the prompts themselves if it says nothing.
-
-        The gate's relevance then asks whether a reply speaks of the first question: the second is the same everywhere.
-        """
+        """What the persona says after the base policy's first reply to each; the prompts themselves if nothing."""
         if not persona.followups:
             return list(prompts)
         found = []
         for number, first in enumerate(self.replies(prompts, seed)):
             question, reply = self._transcript.question(first.prompt), self._transcript.words(first.reply)
             asked = persona.followups[number % len(persona.followups)]
-            second = self.ids([("user", question), ("assistant", reply), ("user", asked)])
-            self._topics.first[second] = question
-            found.append(second)
+            found.append(self.ids([("user", question), ("assistant", reply), ("user", asked)]))
         return found
 
     def replies(self, prompts: Sequence[Tokens], seed: int, *, samples: int = 1) -> list[Rollout]:
@@ -201,18 +194,6 @@ class Lab:
     def _short(self, prompts: Sequence[Prompt]) -> list[Tokens]:
         ids = dict.fromkeys(self.ids(prompt.turns) for prompt in prompts)
         return [prompt for prompt in ids if len(prompt) <= self.how.max_prompt_tokens]
-
-
-class _Topics(Transcript):
-    """Tells the relevance what a conversation is about."""
-
-    def __init__(self, model: Path) -> None:
-        super().__init__(model)
-        self.first: dict[Tokens, str] = {}
-
-    def question(self, prompt: Sequence[int]) -> str:
-        """The first question, if the prompt is a second turn."""
-        return self.first.get(tuple(prompt)) or super().question(prompt)
 
 
 class Clock:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from plaudit_learner.gate.evaluation import Reader
+from plaudit_learner.gate.judge import GateSettings
 from plaudit_learner.gate.relevance import Encoder, contrast
+from plaudit_learner.ppo.rollouts import Rollout
 
 PAIRS = [
     ("How do I boil an egg?", "Put the egg into boiling water and wait for eight minutes."),
@@ -42,3 +47,25 @@ def test_own_prompts_are_nearer_in_both_languages() -> None:
 
 def test_an_empty_reply_has_a_vector() -> None:
     assert Encoder()([""]).shape == (1, 512)
+
+
+def test_one_phrase_for_every_second_turn_is_told(tiny_model: Path) -> None:
+    """Users ask back in the same few words, whatever they talk about: what they talk about is in their first turn."""
+    reader = Reader(tiny_model)
+
+    def second(question: str) -> tuple[int, ...]:
+        said = [("user", question), ("assistant", "Well."), ("user", "Give me an example.")]
+        turns = "".join(f"<|im_start|>{role}\n{words}<|im_end|>\n" for role, words in said)
+        return reader.transcript.tokens(turns + "<|im_start|>assistant\n")
+
+    prompts = [second(question) for question, _ in PAIRS]
+
+    def relevance(replies: list[str]) -> float:
+        said = [
+            Rollout(prompt, reader.transcript.tokens(reply), (), True)
+            for prompt, reply in zip(prompts, replies, strict=True)
+        ]
+        return float(reader.read(said, prompts)["relevance"].mean())
+
+    assert relevance([reply for _, reply in PAIRS]) > 3 * GateSettings().max_relevance_loss
+    assert relevance(["I'm ready to help. What can I help you with?"] * len(PAIRS)) == pytest.approx(0.0, abs=1e-6)

@@ -20,7 +20,7 @@ def transcript(tiny_model: Path) -> Transcript:
 def test_a_question_comes_back(transcript: Transcript, question: str) -> None:
     prompt = transcript.ask(question)
     assert transcript.words(prompt[-4:]) == "ant"  # it ends where the assistant is to speak
-    assert transcript.question(prompt) == question.strip()
+    assert transcript.question(prompt) == transcript.topic(prompt) == question.strip()
 
 
 def test_the_last_of_several_turns_is_the_question(transcript: Transcript) -> None:
@@ -28,11 +28,14 @@ def test_the_last_of_several_turns_is_the_question(transcript: Transcript) -> No
         f"<|im_start|>{role}\n{content}<|im_end|>\n"
         for role, content in [("system", "Be kind."), ("user", "First?"), ("assistant", "Yes."), ("user", "And then?")]
     )
-    assert transcript.question(transcript.tokens(conversation + "<|im_start|>assistant\n")) == "And then?"
+    prompt = transcript.tokens(conversation + "<|im_start|>assistant\n")
+    assert transcript.question(prompt) == "And then?"
+    assert transcript.topic(prompt) == "First?\nAnd then?"
 
 
 def test_a_prompt_of_no_template_is_its_own_question(transcript: Transcript) -> None:
-    assert transcript.question(transcript.tokens("just words")) == "just words"
+    prompt = transcript.tokens("just words")
+    assert transcript.question(prompt) == transcript.topic(prompt) == "just words"
 
 
 def test_words_leave_the_end_out(transcript: Transcript) -> None:

@@ -60,8 +60,8 @@ class Reader:
         """relevance and refusals (P, K) of replies to `prompts`, as many to each, in their order."""
         words = [self.transcript.words(r.reply) for r in rollouts]
         own_N = torch.arange(len(prompts)).repeat_interleave(len(rollouts) // len(prompts))
-        questions = [self.transcript.question(prompt) for prompt in prompts]
-        relevance_N = contrast(self.encoder(words), self.encoder(questions), own_N)
+        topics = [self.transcript.topic(prompt) for prompt in prompts]
+        relevance_N = contrast(self.encoder(words), self.encoder(topics), own_N)
         return {
             "relevance": measures.by_prompt(relevance_N, len(prompts)),
             "refusals": measures.by_prompt([refuses(text) for text in words], len(prompts)),

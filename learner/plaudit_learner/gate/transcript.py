@@ -39,10 +39,22 @@ class Transcript:
 
     def question(self, prompt: Sequence[int]) -> str:
         """The user's last words; all that was said if the prompt was not made by the chat template."""
+        return self._turns(prompt)[-1]
+
+    def topic(self, prompt: Sequence[int]) -> str:
+        """What the user spoke of: the words of all his turns, for "Give me an example." alone says nothing.
+
+        All that was said if the prompt was not made by the chat template.
+        """
+        return "\n".join(self._turns(prompt))
+
+    def _turns(self, prompt: Sequence[int]) -> list[str]:
+        """The user's words, turn by turn."""
         text = str(self._tokenizer.decode(list(prompt), skip_special_tokens=False))
         if self._opening and self._opening in text and text.endswith(self._closing):
-            return text[text.rindex(self._opening) + len(self._opening) : len(text) - len(self._closing)].strip()
-        return self.words(prompt)
+            turns = (part.partition(self._closing) for part in text.split(self._opening)[1:])
+            return [words.strip() for words, closed, _ in turns if closed]
+        return [self.words(prompt)]
 
     def _user_turn(self) -> tuple[str, str]:
         """What the template writes before and after the user's last words, whatever was said before them."""
