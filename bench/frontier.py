@@ -43,6 +43,7 @@ from bench.offline import (  # noqa: E402
     paired,
     rounded,
     turns,
+    within,
 )
 from bench.report import report  # noqa: E402
 from bench.rows import RESULTS, Row, Rows, digest  # noqa: E402
@@ -177,19 +178,19 @@ class Frontier:
             return [row for row in map(self._rows.get, keys) if row]
 
         if self._rows.get(last) is None:
-            policy, clock, measuring = self._lab.policy(self._seed), Clock(), 0.0
+            work.mkdir(parents=True, exist_ok=True)
+            checkpoint = work / f"{digest(last)}.pt"
+            policy, clock = self._lab.policy(self._seed), Clock(checkpoint.with_suffix(".minutes"))
 
             def watch(metrics: IterationMetrics) -> None:
-                nonlocal measuring
                 key = keys[metrics.iteration - 1]
                 # An update that went too far is undone.
                 if self._rows.get(key) is None and metrics.kl <= how.kl_stop:
-                    minutes, measured = clock.minutes - measuring, Clock()
+                    minutes, measured = clock.minutes, Clock()
                     self._show(self._rows.add(key, {**self._measured(policy), "minutes": minutes}))
-                    measuring += measured.minutes
+                    clock.leave_out(measured.minutes)
+                clock.keep()
 
-            work.mkdir(parents=True, exist_ok=True)
-            checkpoint = work / f"{digest(last)}.pt"
             result = improve(
                 policy,
                 self._model,
@@ -245,7 +246,7 @@ class Frontier:
 
 def conclude(size: str, rows: list[Row], minutes: float) -> int:
     """The table, and the object."""
-    print("\n| method | seed | true approval | gain, paired | reward | KL, nats a reply | CPU min |")
+    print("\n| method | seed | true approval | gain, paired (95 %) | reward | KL, nats a reply | CPU min |")
     print("|---|---|---|---|---|---|---|")
     bases = {row["key"]["seed"]: row for row in rows if row["key"]["method"] == BASE}
     figures = []
@@ -253,10 +254,10 @@ def conclude(size: str, rows: list[Row], minutes: float) -> int:
         base = bases[row["key"]["seed"]]
         gain, error = paired(row["approval"], base["approval"])
         reward, reward_error = paired(row["reward"], base["reward"])
-        mean = statistics.fmean(row["approval"])
+        mean, prompts = statistics.fmean(row["approval"]), len(row["approval"])
         print(
-            f"| {label(row)} | {row['key']['seed']} | {mean:.3f} | {gain:+.3f} ± {error:.3f} "
-            f"| {reward:+.2f} ± {reward_error:.2f} | {row['kl']:.2f} | {row['minutes']:.1f} |"
+            f"| {label(row)} | {row['key']['seed']} | {mean:.3f} | {gain:+.3f} ± {within(error, prompts):.3f} "
+            f"| {reward:+.2f} ± {within(reward_error, prompts):.2f} | {row['kl']:.2f} | {row['minutes']:.1f} |"
         )
         figures.append(
             {

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
 from plaudit import base_model
@@ -197,15 +198,29 @@ class Lab:
 
 
 class Clock:
-    """CPU seconds of this process, all its threads."""
+    """CPU minutes of this process, all its threads; with a file, of those before it as well, that were stopped."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path | None = None) -> None:
+        """file: where `keep` writes, and what was kept is read."""
+        self._file = file
+        self._before = float(file.read_text()) if file and file.exists() else 0.0
         self._began = time.process_time()
 
     @property
     def minutes(self) -> float:
-        """Since it was made."""
-        return round((time.process_time() - self._began) / 60, 3)
+        """Since it was made, and before."""
+        return round(self._before + (time.process_time() - self._began) / 60, 3)
+
+    def leave_out(self, minutes: float) -> None:
+        """Do not count these, which went into something else."""
+        self._before -= minutes
+
+    def keep(self) -> None:
+        """Write it down, for who goes on after a stop; call it when what they were spent on is kept."""
+        if self._file:
+            unfinished = self._file.with_suffix(".unfinished")
+            unfinished.write_text(f"{self.minutes}")
+            unfinished.replace(self._file)
 
 
 def learner_settings() -> LearnerSettings:
@@ -258,6 +273,11 @@ def paired(values_P: Sequence[float], base_P: Sequence[float]) -> tuple[float, f
     """Mean difference over prompts, and its standard error."""
     difference_P = [value - base for value, base in zip(values_P, base_P, strict=True)]
     return statistics.fmean(difference_P), statistics.stdev(difference_P) / math.sqrt(len(difference_P))
+
+
+def within(standard_error: float, prompts: int) -> float:
+    """Half of the 95 % interval of a mean over so many prompts, by Student's t, as the gate has it."""
+    return float(student.ppf(0.975, prompts - 1)) * standard_error
 
 
 def rounded(values: Tensor) -> list[float]:

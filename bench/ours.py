@@ -76,8 +76,8 @@ def run(
             server.restore(state.serving)
         cast = lab.vote(persona, prompts, sizes[number - 1], noise, 1000 * seed + number, policy=server)
         state.votes += cast.votes
-        clock = Clock()
-        outcome = _round(lab, persona, prompts, state, 1000 * number + seed, work / f"{number}.pt")
+        clock = Clock(work / f"{number}.minutes")
+        outcome = _round(lab, persona, prompts, state, 1000 * number + seed, work / f"{number}.pt", clock)
         state.minutes += clock.minutes
         state.rounds.append(outcome)
         state.save(file)
@@ -91,7 +91,7 @@ def fitted(lab: Lab, persona: Persona, votes: Sequence[Vote]) -> RewardModel:
 
 
 def _round(
-    lab: Lab, persona: Persona, prompts: Sequence[Tokens], state: Deployment, seed: int, checkpoint: Path
+    lab: Lab, persona: Persona, prompts: Sequence[Tokens], state: Deployment, seed: int, checkpoint: Path, clock: Clock
 ) -> str:
     learnt, gate = parts(prompts)
     how = lab.improve_settings(len(state.votes))
@@ -101,7 +101,9 @@ def _round(
         auc = min(reward_model.heads[aspect].discrimination for aspect in persona.aspects)
         if not auc > rounds.LEAST_AUC:
             return f"waits for more votes: AUC {auc:.2f}"
-        result = improve(policy, reward_model, learnt, how, seed=seed, checkpoint=checkpoint)
+        result = improve(
+            policy, reward_model, learnt, how, seed=seed, checkpoint=checkpoint, progress=lambda _: clock.keep()
+        )
     except (NotEnoughVotesError, NothingToImproveError) as error:
         return f"waits for more votes: {error}"
 

@@ -43,6 +43,7 @@ from bench.offline import (  # noqa: E402
     identity,
     model_directory,
     paired,
+    within,
 )
 from bench.report import report  # noqa: E402
 from bench.rows import RESULTS, Row, Rows, digest  # noqa: E402
@@ -50,6 +51,7 @@ from plaudit_cli import personas  # noqa: E402
 from plaudit_cli.prompts import Prompt, read, user  # noqa: E402
 from plaudit_learner.policy import Policy  # noqa: E402
 from plaudit_learner.reward.model import RewardModel  # noqa: E402
+from plaudit_learner.whole_file import settle  # noqa: E402
 
 NOISE, HELD_OUT, BEST_OF = 0.1, 0.3, 4
 BASE, OURS, KTO, LIKED, BEST = "base", "ours", "KTO", "SFT on liked replies", f"best of {BEST_OF}"
@@ -202,7 +204,9 @@ class Trial:
         else:
             supervised(policy, lab.model, [vote.item for vote in votes if vote.liked], how, self._seed)
         minutes = clock.minutes
-        torch.save((policy.snapshot(), minutes), file)
+        unfinished = file.with_suffix(".unfinished")
+        torch.save((policy.snapshot(), minutes), unfinished)
+        settle(unfinished, file)
         return policy, minutes
 
     def _best(self) -> dict[str, Any]:
@@ -236,7 +240,7 @@ def figures_of(row: Row, base: Row) -> dict[str, float]:
     return {
         "approval": mean["approval"],
         "gain": gain,
-        "standard_error": error,
+        "within": within(error, len(base["approval"])),
         "kl": row["kl"],
         "relevance": mean["relevance"],
         "relevance_share": mean["relevance"] / statistics.fmean(base["relevance"]),
@@ -264,7 +268,7 @@ def _line(row: Row, base: Row, method: str) -> str:
     key, f = row["key"], figures_of(row, base)
     return (
         f"| {key['persona']} | {key['seed']} | {method} | {f['approval']:.3f} "
-        f"| {f['gain']:+.3f} ± {1.96 * f['standard_error']:.3f} | {f['kl']:.2f} "
+        f"| {f['gain']:+.3f} ± {f['within']:.3f} | {f['kl']:.2f} "
         f"| {f['relevance']:.3f} ({f['relevance_share']:.0%}) "
         f"| {f['diversity']:.3f} ({f['diversity_share']:.0%}) "
         f"| {f['minutes']:.1f} |"
@@ -272,29 +276,31 @@ def _line(row: Row, base: Row, method: str) -> str:
 
 
 def conclude(size: str, trials: Sequence[Sequence[Row]], passed_over: Sequence[Row], minutes: float) -> int:
-    """The object; the goals are about means over personas and seeds, and not about what was passed over."""
+    """The object; the goals are not about what was passed over."""
 
     def told(row: Row, base: Row) -> dict[str, Any]:
         key = {name: row["key"][name] for name in ("persona", "seed", "method", "learning_rate") if name in row["key"]}
         return {**key, **{name: round(value, 4) for name, value in figures_of(row, base).items()}}
 
     rows = [told(row, trial[0]) for trial in trials for row in trial]
-
-    def mean(method: str, name: str) -> float:
-        values = [float(row[name]) for row in rows if row["method"] == method]
-        return statistics.fmean(values) if values else float("nan")
-
-    whole = all(len(trial) == len(METHODS) for trial in trials)
-    measured = [method for method in METHODS if any(row["method"] == method for row in rows)]
-    gains = {method: round(mean(method, "gain"), 4) for method in measured}
+    # Means over the trials that every method was measured in: one more persona would be another question.
+    whole = [trial for trial in trials if len(trial) == len(METHODS)]
+    gains = {
+        method: round(statistics.fmean(figures_of(trial[number], trial[0])["gain"] for trial in whole), 4)
+        for number, method in enumerate(METHODS if whole else ())
+    }
+    ours = [figures_of(trial[METHODS.index(OURS)], trial[0]) for trial in whole]
+    complete = 0 < len(whole) == len(trials)
     goals = {
         # Twice a loss would be reached by losing less.
-        "more than twice KTO's gain in true approval": whole and gains[OURS] > max(0.0, 2 * gains[KTO]),
-        "relevance within 5 % of the base's": whole and abs(mean(OURS, "relevance_share") - 1) <= 0.05,
-        "diversity within 5 % of the base's": whole and abs(mean(OURS, "diversity_share") - 1) <= 0.05,
+        "more than twice KTO's gain in true approval": complete and gains[OURS] > max(0.0, 2 * gains[KTO]),
+        "relevance within 5 % of the base's, each time": complete
+        and all(abs(each["relevance_share"] - 1) <= 0.05 for each in ours),
+        "diversity within 5 % of the base's, each time": complete
+        and all(abs(each["diversity_share"] - 1) <= 0.05 for each in ours),
     }
     if size == "small":  # random weights reach nothing: it only asks whether everything was measured
-        goals = {"ran": whole and bool(passed_over)}
+        goals = {"ran": complete and bool(passed_over)}
     beside = [told(row, trials[0][0]) for row in passed_over]
     return report(
         "votes_to_approval",
