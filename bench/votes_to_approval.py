@@ -2,10 +2,12 @@
 
 Each persona votes in rounds, with noise, on what then serves (`bench/ours.py`); every method is given all its votes.
 Held-out prompts are asked in other forms (no instruction begins with a word that one which was voted on begins with),
-and each is another task. KTO and supervised tuning may choose from one grid, on the first persona and seed, by
-the reward model's score of fresh replies to the gate's prompts (on which they are trained, too, as they get all votes);
-what the settings passed over come to is asked last, and decides nothing. Ours runs on the learner's defaults, for which
-one other persona was used.
+and each is another task; what `followup` says last is one of the same three sentences in both.
+
+KTO and supervised tuning may choose from one grid, on the first persona and seed, by the reward model's score of fresh
+replies to the gate's prompts (on which they are trained, too, as they get all votes); what the settings passed over
+come to is asked last, and decides nothing. Ours runs on the learner's defaults, chosen by what another persona's
+rollouts got on training prompts, 40 of which are held out here (docs/decisions/0009, 0014).
 
     make bench-votes-to-approval [ARGS="--personas NAME… --seeds 0 1 --table"] [SIZE=small]
 

@@ -72,6 +72,8 @@ class LearnerSettings(ProgramSettings):
     """Instruction–output pairs (docs/instruct.md) whose loss PPO lowers beside, so that it does not unlearn them."""
     instruct_weight: float = Field(default=0.0, ge=0)
     """What a nat a token of that loss is worth, in deviations of the reward within a prompt; 0: it is not mixed in."""
+    unfinished_penalty: float = Field(default=0.0, ge=0)
+    """Taken from the reward of a rollout without an end, in deviations of the reward (docs/decisions/0020)."""
     logged_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of an update's replies that were served, not sampled for it, as long as there are any in the window."""
     lora_layers: int = Field(default=12, ge=1)

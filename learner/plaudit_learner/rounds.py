@@ -63,6 +63,7 @@ def aim(settings: LearnerSettings, votes: float, *, temperature: float, max_new_
         temperature=temperature,
         max_prompt_tokens=settings.max_prompt_tokens,
         max_new_tokens=min(max_new_tokens, settings.max_new_tokens),
+        unfinished_penalty=settings.unfinished_penalty,
         instruct_weight=settings.instruct_weight,
         logged_share=settings.logged_share,
     )

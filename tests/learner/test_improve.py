@@ -137,6 +137,16 @@ def test_iteration_that_goes_too_far_is_undone(tiny_model: Path, learning_rate: 
     assert all(torch.equal(a, b) for a, b in zip(policy.snapshot(), before, strict=True))
 
 
+def test_a_last_step_that_leaves_no_probabilities_is_undone(tiny_model: Path) -> None:
+    """No KL has seen it, and nothing could be sampled after it."""
+    policy = Policy.load(tiny_model)
+    settings = dataclasses.replace(QUICK, minibatch_prompts=8, warmup_steps=0, learning_rate=1e30)
+    before = policy.snapshot()
+    result = improve(policy, reward_model(policy), prompts(20, 0), settings, seed=0)
+    assert result.stopped == "iteration 1 undone: its last step leaves no probabilities"
+    assert all(torch.equal(a, b) for a, b in zip(policy.snapshot(), before, strict=True))
+
+
 @pytest.mark.parametrize("change", [{"kl": "reward"}, {"whiten": True}, {"trace": None}])
 def test_other_estimators_learn_too(tiny_model: Path, change: dict[str, Any]) -> None:
     """Each by its own way; that the KL in the reward is felt at all shows in what a heavy beta leaves of it."""
@@ -176,6 +186,7 @@ def test_no_usable_prompt_is_refused(tiny_model: Path) -> None:
         ({"samples_per_prompt": 1}, "samples_per_prompt must be at least 2"),
         ({"iterations": 0}, "iterations must be at least 1"),
         ({"kl": "both"}, "kl is 'both': it must be loss or reward"),
+        ({"unfinished_penalty": -0.1}, "unfinished_penalty must not be negative"),
         ({"kl_target": 0.0}, "kl_target and temperature must be positive"),
         ({"kl_stop": 5.0}, "kl_target must be below kl_stop, and that below kl_budget"),
     ],

@@ -15,11 +15,12 @@ from plaudit.releases import IMPORTED
 from plaudit.v1.sampling_pb2 import FinishReason
 from plaudit_learner.experience.store import Experience
 from plaudit_learner.policy import Policy
-from plaudit_learner.ppo.improve import ImproveResult, improve
+from plaudit_learner.ppo.improve import ImproveResult, improve, reference_logprobs
 from plaudit_learner.ppo.loss import ppo_loss
 from plaudit_learner.ppo.rollouts import Rollout, sample
 from plaudit_learner.ppo.settings import ImproveSettings
 from plaudit_learner.ppo.update import minibatches, proximal_logprobs
+from plaudit_learner.reward.features import encode
 from tests.learner import test_improve
 from tests.learner.improve_in_ranks import SETTINGS, prompts, reward_model
 from tests.learner.test_experience import interaction
@@ -63,6 +64,19 @@ def test_the_proximal_policy_is_asked_as_it_is(tiny_model: Path) -> None:
         predicting_TV = torch.log_softmax(logits_TV[len(item.prompt) - 1 : -1] / 0.7, dim=-1)
         expected_T = predicting_TV[torch.arange(len(item.reply)), torch.tensor(item.reply)]
         torch.testing.assert_close(torch.tensor(logprobs), expected_T, rtol=1e-4, atol=1e-4)
+
+
+def test_the_reference_is_asked_by_what_it_read(tiny_model: Path) -> None:
+    """Its log-probabilities from the states that it kept are those of asking it, at the rollouts' temperature."""
+    policy = trained(tiny_model)
+    rollouts = served(tiny_model, 5)
+    items = [r.item for r in rollouts]
+    found = reference_logprobs(policy, rollouts, encode(policy, items, prefixes=True, trunks=True), 0.7)
+    with policy.reference():
+        asked = proximal_logprobs(policy, items, 0.7)
+    for mine, theirs in zip(found, asked, strict=True):
+        torch.testing.assert_close(mine, torch.tensor(theirs), rtol=1e-4, atol=1e-4)
+    assert asked[0] != pytest.approx(proximal_logprobs(policy, items[:1], 0.7)[0]), "the policy is not the reference"
 
 
 def served(model: Path, count: int) -> list[Rollout]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from plaudit_learner.ppo.loss import (
+    at_the_end,
     beta_from_budget,
     beta_held,
     clipped_surrogate,
@@ -21,6 +22,8 @@ from plaudit_learner.ppo.loss import (
     truncated_weights,
     within_prompt_sd,
 )
+from plaudit_learner.ppo.settings import ImproveSettings
+from plaudit_learner.ppo.update import learning_rate_share
 from plaudit_learner.ppo.vocabulary import compare
 
 B, T, V = 3, 4, 5
@@ -117,6 +120,19 @@ def test_beta_is_held_by_hand() -> None:
     for _ in range(200):
         at += 0.1 * (0.7**2 / (2 * beta_held(beta, at, 2.0) ** 2) - at)
     assert at == pytest.approx(2.0 * 4 ** (1 / 7))
+
+
+def test_the_reward_stands_at_the_last_real_token() -> None:
+    mask_BT = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    expected_BT = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, -1.0], [0.5, 0.0, 0.0]])
+    assert torch.equal(at_the_end(torch.tensor([2.0, -1.0, 0.5]), mask_BT), expected_BT)
+
+
+def test_the_learning_rate_by_hand() -> None:
+    """10 iterations of 2 steps, warmed up in 4, down to a tenth at the last one."""
+    settings = ImproveSettings(iterations=10, prompts_per_iteration=16, minibatch_prompts=8)
+    shares = [learning_rate_share(step, settings) for step in (0, 1, 3, 4, 19)]
+    assert shares == pytest.approx([0.2, 0.4, 0.8, 1 - 0.9 * 4 / 19, 0.1])
 
 
 def test_the_kl_in_the_reward_by_hand() -> None:

@@ -11,6 +11,7 @@ Killed at any point and begun again with the same arguments, it goes on from the
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from plaudit import tracing
 from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.ppo.critic import Critic
 from plaudit_learner.ppo.loss import (
+    at_the_end,
     beta_from_budget,
     beta_held,
     gae,
@@ -159,7 +161,7 @@ class _Improvement:
     def begin(self) -> None:
         """Look at the reference policy: what it gets is the unit of the reward, and gives beta."""
         with self._policy.reference():
-            rollouts = self._sample(self._seed)
+            rollouts = self._sample(self._seed, self._settings.prompts_per_iteration)
         encodings = self._read(rollouts)
         self._scale(torch.stack([e.features_D for e in encodings]))
         scored = self._score(rollouts, encodings)
@@ -176,8 +178,9 @@ class _Improvement:
         logged = self._logged_in(number)
         scored, self._waiting = self._waiting, None
         if scored is None or logged:
-            fresh = scored.rollouts if scored else self._sample(self._seed + 1 + number)
-            fresh = fresh[: s.prompts_per_iteration * s.samples_per_prompt - len(logged)]
+            asked = s.prompts_per_iteration - len(logged) // s.samples_per_prompt
+            there = scored.rollouts[: asked * s.samples_per_prompt] if scored else None
+            fresh = there or self._sample(self._seed + 1 + number, asked)
             rollouts = fresh + logged
             scored = self._score(rollouts, self._read(rollouts), fresh=len(fresh))
         advantages_BT = self._advantages(scored)
@@ -189,8 +192,11 @@ class _Improvement:
         self.done.append(summary(number + 1, scored, seen))
         kl = self.done[-1].kl
         if not kl <= s.kl_stop:  # nor if it is not a number
-            self._policy.restore(before)
             self.stopped = f"iteration {number + 1} undone: KL {kl:.2f} nats per reply, bound {s.kl_stop:g}"
+        elif not self._speaks(scored.rollouts[0]):
+            self.stopped = f"iteration {number + 1} undone: its last step leaves no probabilities"
+        if self.stopped:
+            self._policy.restore(before)
 
     def result(self) -> ImproveResult:
         """How it went."""
@@ -256,11 +262,11 @@ class _Improvement:
         taken = self._logged[number * size : (number + 1) * size]
         return taken[: len(taken) // s.samples_per_prompt * s.samples_per_prompt]
 
-    def _sample(self, seed: int) -> list[Rollout]:
+    def _sample(self, seed: int, count: int) -> list[Rollout]:
         s = self._settings
         return sample(
             self._policy,
-            self._take(s.prompts_per_iteration),
+            self._take(count),
             samples_per_prompt=s.samples_per_prompt,
             max_new_tokens=s.max_new_tokens,
             temperature=s.temperature,
@@ -268,6 +274,11 @@ class _Improvement:
             batch_size=96,  # of 24 prompts, all at once: the weights are fetched from memory once for all
             ranks=self._ranks,
         )
+
+    def _speaks(self, rollout: Rollout) -> bool:
+        """Whether the policy gives numbers still: no KL has seen the last step."""
+        (logprobs,) = proximal_logprobs(self._policy, [rollout.item], self._settings.temperature, self._ranks)
+        return all(map(math.isfinite, logprobs))
 
     def _read(self, rollouts: list[Rollout]) -> list[Encoding]:
         return encode(self._policy, [r.item for r in rollouts], prefixes=True, trunks=True, ranks=self._ranks)
@@ -291,9 +302,7 @@ class _Improvement:
         """Of each token of each reply (B, longest reply), in units of s_within."""
         rollouts, trace = scored.rollouts, self._settings.trace
         mask_BT = torch.nn.utils.rnn.pad_sequence([torch.ones(len(r.reply)) for r in rollouts], batch_first=True)
-        rewards_BT = torch.zeros_like(mask_BT)
-        last_B = mask_BT.sum(dim=1).long() - 1  # the last real token
-        rewards_BT[torch.arange(len(rollouts)), last_B] = scored.rewards_N
+        rewards_BT = at_the_end(scored.rewards_N, mask_BT)
         if self._settings.kl == "reward":
             rewards_BT = self._penalised(rewards_BT, scored) * mask_BT
         returns_B = rewards_BT.sum(dim=1)
@@ -307,15 +316,22 @@ class _Improvement:
         return masked_whiten(advantages_BT, mask_BT) if self._settings.whiten else advantages_BT / self._s_within
 
     def _penalised(self, rewards_BT: Tensor, scored: Scored) -> Tensor:
-        policy, temperature = self._policy, self._settings.temperature
-        theirs = []
-        for rollout, encoding in zip(scored.rollouts, scored.encodings, strict=True):
-            with torch.no_grad():
-                logits_1TV = policy.head(encoding.predicting_TH[None])
-                theirs.append(token_logprobs(logits_1TV, torch.tensor([rollout.reply]), temperature)[1][0])
+        theirs = reference_logprobs(self._policy, scored.rollouts, scored.encodings, self._settings.temperature)
         ours = [torch.tensor(rollout.logprobs) for rollout in scored.rollouts]
         ours_BT, theirs_BT = (torch.nn.utils.rnn.pad_sequence(each, batch_first=True) for each in (ours, theirs))
         return penalised(rewards_BT, ours_BT, theirs_BT, self._beta)
+
+
+def reference_logprobs(
+    policy: Policy, rollouts: Sequence[Rollout], encodings: Sequence[Encoding], temperature: float
+) -> list[Tensor]:
+    """Of each reply's tokens (T,), by the reference policy, which has read them already."""
+    found = []
+    for rollout, encoding in zip(rollouts, encodings, strict=True):
+        with torch.no_grad():
+            logits_1TV = policy.head(encoding.predicting_TH[None])
+            found.append(token_logprobs(logits_1TV, torch.tensor([rollout.reply]), temperature)[1][0])
+    return found
 
 
 def _save(state: dict[str, Any], file: Path) -> None:

@@ -108,6 +108,13 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, trace: float) ->
     return advantages_BT * mask_BT
 
 
+def at_the_end(rewards_B: Tensor, mask_BT: Tensor) -> Tensor:
+    """Each reply's reward at its last real token (BT), nothing elsewhere: pads lie behind it, whatever stands there."""
+    rewards_BT = torch.zeros_like(mask_BT)
+    rewards_BT[torch.arange(len(mask_BT)), mask_BT.sum(dim=1).long() - 1] = rewards_B
+    return rewards_BT
+
+
 def penalised(rewards_BT: Tensor, logprobs_BT: Tensor, ref_logprobs_BT: Tensor, beta: float) -> Tensor:
     """The reward at each token less beta (log pi - log reference) of what was sampled (Ziegler et al. 2019, eq. 2).
 

@@ -65,8 +65,9 @@ class ImproveSettings:
             raise ValueError("samples_per_prompt must be at least 2: each reply is judged against the others")
         if self.kl not in ("loss", "reward"):
             raise ValueError(f"kl is {self.kl!r}: it must be loss or reward")
-        if self.instruct_weight < 0:
-            raise ValueError("instruct_weight must not be negative")
+        for name in ("instruct_weight", "unfinished_penalty"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative")
         if not 0 <= self.logged_share < 1:
             raise ValueError("logged_share must be at least 0 and below 1: some replies of an update are fresh")
         if self.logged_share and self.trace is None:
