@@ -51,7 +51,8 @@ class Size:
     seconds_per_round: float
 
 
-FULL = Size(3, 100, 240, 48, 0.7, ("--learner-option=votes-per-round=100",), 3600.0)
+# A round begins at less than is voted: what one voter says again of much the same prompt weighs less than a vote.
+FULL = Size(3, 100, 240, 48, 0.7, ("--learner-option=votes-per-round=80",), 3600.0)
 SMALL = Size(
     2,
     200,
@@ -62,7 +63,7 @@ SMALL = Size(
         "--engine=torch",
         "--server-option=max-context=512",
         "--server-option=max-tokens=256",
-        "--learner-option=votes-per-round=200",
+        "--learner-option=votes-per-round=160",
         "--learner-option=max-new-tokens=24",
         # Few enough that a round ends halfway, and leaves the next one something to gain.
         "--learner-option=iterations=4",
