@@ -181,7 +181,7 @@ def test_jsonl_of_every_dress(tmp_path: Path) -> None:
 def test_csv_cells_are_texts(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text(
-        'instruction,input,output\nadd,1 2,3\nname none,,None\nwhen,,2026-01-01\n"two\nlines",,"a, ""b"""\ngap,,\n'
+        'instruction,input,output\nadd,1 2,3\nname none,,None\nwhen,,2026-01-01\n\n"two\nlines",,"a, ""b"""\ngap,,\n'
     )
     source = read([path])
     assert [(example.prompt, example.output) for example in source.examples] == [
@@ -197,6 +197,29 @@ def test_csv_cells_are_texts(tmp_path: Path) -> None:
     tabs = tmp_path / "pairs.tsv"
     tabs.write_text("prompt\tresponse\na\tb\n")
     assert [(example.prompt, example.output) for example in read([tabs]).examples] == [("a", "b")]
+
+
+def test_csv_rows_that_do_not_fit_the_first_row_are_bad(tmp_path: Path) -> None:
+    """All of them have a cell too many: pandas would take the first one for the row's name."""
+    path = tmp_path / "pairs.csv"
+    path.write_text("instruction,output\nName colours,red, green\nName fruit,apple, pear\nSay hello,\n")
+    source = read([path])
+    problem = "the row has more cells than the first row names: a text that holds the separator has to stand in quotes"
+    assert (source.examples, source.bad) == ([], [f"{path}, row 1: {problem}", f"{path}, row 2: {problem}"])
+    assert source.empty == [f"{path}, row 3: output is empty"]
+    path.write_text("instruction,input,output\nName colours,red\n")
+    assert read([path]).bad == [f"{path}, row 1: output is missing, not a text"]
+
+
+def test_csv_as_pandas_writes_it(tmp_path: Path) -> None:
+    """Its index is a column without a name. A cell may be longer than `csv` takes by itself."""
+    path = tmp_path / "pairs.csv"
+    path.write_text(f",instruction,output\n0,Say hello.,Hello.\n1,Say a.,{'a' * 200_000}\n")
+    source = read([path])
+    assert [(each.prompt, each.output) for each in source.examples] == [
+        ("Say hello.", "Hello."),
+        ("Say a.", "a" * 200_000),
+    ]
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -222,13 +245,17 @@ def test_parquet(tmp_path: Path) -> None:
         ("pairs.json", b"[1, ", "neither JSON Lines nor a JSON list"),
         ("pairs.parquet", b"no parquet", "cannot be read"),
         ("pairs.csv", b"a,a\n1,2\n", "names a field twice"),
-        ("pairs.csv", b"instruction,output\na,b\nc,d,e\n", "cannot be read"),
+        ("pairs.csv", b"\n", "its first row names no field"),
+        ("pairs.csv", b'instruction,output\na,b\nc,"d\ne,f\n', "line 3: the row that begins here is not CSV"),
+        ("pairs.csv", b"instruction,output\na,b\nc,\xff\n", "line 3: is not UTF-8"),
+        ("pairs.csv.gz", b"instruction,output\na,b\nc,\xff\n", "line 3: is not UTF-8"),
+        ("pairs.jsonl.gz", b'{"a": "b"}\n{"a": "\xff"}\n', "line 2: is not UTF-8"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     path = tmp_path / name
     if content is not None:
-        path.write_bytes(content)
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     with pytest.raises(DataError, match=message):
         read([path])
 

@@ -9,12 +9,16 @@ A record is one of
     conversations: [{from, value}, …]                  the same under ShareGPT's names
 
 with an optional `system`. Texts are stripped. The input stands on a line of its own after the instruction.
+
+JSON and CSV come from `datasets` as lines and are parsed here: what makes tables of CSV guesses types, and shifts rows
+that have a cell too many.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -102,6 +106,9 @@ def parse(record: object, where: str) -> list[Example]:
     """The examples that a record holds, at least one. Raises FieldError."""
     if not isinstance(record, Mapping):
         raise FieldError("the record", "is not a JSON object with named fields")
+    if None in record:
+        more = "has more cells than the first row names"
+        raise FieldError("the row", f"{more}: a text that holds the separator has to stand in quotes")
     system = record.get("system")
     before: list[Turn] = [("system", _text("system", system))] if system else []
     for messages, (role, content) in MESSAGES.items():
@@ -208,7 +215,7 @@ def _name(record: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
 
 
 def _names(record: Mapping[str, Any]) -> str:
-    return ", ".join(str(name) for name in record) or "none"
+    return ", ".join(str(name) for name in record if name) or "none"
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
@@ -224,20 +231,19 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
         raise DataError(f"{path}: is empty")
     # The rows are read into memory at once; what `datasets` caches of them is not kept.
     with tempfile.TemporaryDirectory(prefix="plaudit-instruct-") as cache:
-        if suffix in _JSON:
-            yield from _json(path, cache)
-        else:
-            # No guessing of types: "None", "7" and "2026-01-01" are texts.
-            options = {} if suffix in _PARQUET else _csv_options(path, _CSV[suffix])
-            rows = _load(path, cache, "parquet" if suffix in _PARQUET else "csv", **options)
+        if suffix in _PARQUET:
+            rows = _load(path, cache, "parquet")
             yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
+        elif suffix in _CSV:
+            yield from _csv(path, _lines(path, cache), _CSV[suffix])
+        else:
+            yield from _json(path, _lines(path, cache))
 
 
-def _json(path: Path, cache: str) -> Iterator[tuple[str, Any]]:
-    lines = [row["text"] for row in _load(path, cache, "text", encoding="utf-8-sig")]
+def _json(path: Path, lines: list[str]) -> Iterator[tuple[str, Any]]:
     if next((line for line in lines if line.strip()), "").lstrip().startswith("["):
         try:
-            records = json.loads("\n".join(lines))
+            records = json.loads("".join(lines))
         except (json.JSONDecodeError, RecursionError) as error:
             raise DataError(f"{path}: is neither JSON Lines nor a JSON list: {error}") from error
         yield from ((f"{path}, record {number}", record) for number, record in enumerate(records, start=1))
@@ -247,24 +253,20 @@ def _json(path: Path, cache: str) -> Iterator[tuple[str, Any]]:
             yield f"{path}, line {number}", line
 
 
-def _csv_options(path: Path, separator: str) -> dict[str, Any]:
-    import fsspec
-    from datasets import Features, Value
-
+def _csv(path: Path, lines: list[str], separator: str) -> Iterator[tuple[str, Any]]:
+    """Every cell is a text: "None", "7" and "2026-01-01", too. Those beyond the first row's names are under None."""
+    csv.field_size_limit(sys.maxsize)  # how long an example may be is told in tokens
+    reader = csv.DictReader(lines, delimiter=separator, strict=True)
     try:
-        with fsspec.open(str(path), "rt", compression="infer", encoding="utf-8-sig", newline="") as stream:
-            header = next(csv.reader(stream, delimiter=separator), [])
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise DataError(f"{path}: its first row cannot be read: {error}") from error
-    if len(set(header)) < len(header):
-        raise DataError(f"{path}: its first row names a field twice: {', '.join(header)}")
-    return {
-        "sep": separator,
-        "encoding": "utf-8-sig",
-        "features": Features({name: Value("string") for name in header}),
-        "keep_default_na": False,
-        "na_filter": False,
-    }
+        names = [name for name in reader.fieldnames or () if name]  # pandas leaves its column of row numbers nameless
+        if not names:
+            raise DataError(f"{path}: its first row names no field")
+        if len(set(names)) < len(names):
+            raise DataError(f"{path}: its first row names a field twice: {', '.join(names)}")
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(reader, start=1))
+    except csv.Error as error:
+        begins = reader.line_num + 1  # it counts whole rows only
+        raise DataError(f"{path}, line {begins}: the row that begins here is not CSV: {error}") from error
 
 
 def _load(path: Path, cache: str, kind: str, **options: Any) -> list[dict[str, Any]]:
@@ -282,8 +284,15 @@ def _load(path: Path, cache: str, kind: str, **options: Any) -> list[dict[str, A
         raise DataError(f"{path}: cannot be read: {' '.join(str(cause).split())}") from error
 
 
+def _lines(path: Path, cache: str) -> list[str]:
+    """With their ends, which are "\\n" whatever the file has."""
+    return [row["text"] for row in _load(path, cache, "text", encoding="utf-8-sig", keep_linebreaks=True)]
+
+
 def _not_utf8(path: Path) -> str:
-    with path.open("rb") as stream:
+    import fsspec
+
+    with fsspec.open(str(path), "rb", compression="infer") as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 line.decode()
