@@ -25,6 +25,10 @@ def written(path: Path, records: Sequence[object]) -> Path:
     return path
 
 
+def turn(role: str) -> dict[str, str]:
+    return {"role": role, "content": f"of the {role}"}
+
+
 def only(record: dict[str, Any]) -> Example:
     (example,) = parse(record, "here")
     return example
@@ -96,9 +100,21 @@ def test_each_instance_and_each_turn_of_the_assistant_is_an_example() -> None:
         ({**PAIR, "history": [["a"]]}, r"history\[0\] is not a pair", False),
         ({**PAIR, "history": "[["}, "is not JSON", False),
         ({**PAIR, "history": 3}, "history is not a list", False),
+        ({**PAIR, "history": [turn("user")]}, "history has a turn of the user after one of the user", False),
+        (
+            {**PAIR, "system": "a", "history": [turn("system"), turn("user"), turn("assistant")]},
+            "history has a turn of the system after one of the system",
+            False,
+        ),
         ({"messages": []}, "messages is not a list of at least one", False),
         ({"messages": [{"role": "user", "content": "a"}]}, "messages has no turn of the assistant", False),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, "does not follow a user's", False),
+        ({"messages": [turn("assistant")]}, "messages has a turn of the assistant at its beginning", False),
+        ({"messages": [turn("user"), turn("user"), turn("assistant")]}, "of the user after one of the user", False),
+        (
+            {"messages": [turn("user"), turn("assistant"), turn("system"), turn("user"), turn("assistant")]},
+            "messages has a turn of the system after one of the assistant: a system message comes first",
+            False,
+        ),
         ({"messages": [{"role": "wizard", "content": "a"}]}, r"messages\[0\].role is 'wizard'", False),
         ({"conversations": [{"from": "gpt"}]}, r"conversations\[0\].value is missing", False),
     ],
@@ -139,16 +155,19 @@ def test_any_json_is_examples_or_a_field_error(record: object) -> None:
 def test_bad_records_are_named_by_line_and_field(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     lines = [json.dumps(PAIR), "", "{broken", json.dumps({"instruction": "a", "output": 5}), json.dumps(PAIR), "7"]
-    path.write_text("\n".join([*lines, json.dumps({"instruction": "b", "output": ""})]))
+    lines += [json.dumps({"instruction": "b", "output": ""}), "1" * 5000, "[" * 100_000]
+    path.write_text("\n".join(lines))
     source = read([path])
     assert [example.where for example in source.examples] == [f"{path}, line 1", f"{path}, line 5"]
     assert source.bad == [
         f"{path}, line 3: is not JSON: Expecting property name enclosed in double quotes at column 2",
         f"{path}, line 4: output is a int, not a text",
         f"{path}, line 6: the record is not a JSON object with named fields",
+        f"{path}, line 8: is not JSON that can be read: a number has too many digits",
+        f"{path}, line 9: is not JSON that can be read: nested too deeply",
     ]
     assert source.empty == [f"{path}, line 7: output is empty"]
-    assert source.records == 6
+    assert source.records == 8
 
 
 @pytest.mark.parametrize("style", ["chat", "tags"])
@@ -160,7 +179,8 @@ def test_a_conversation_that_the_assistant_opens_is_bad_in_either_annotation(
     path = written(tmp_path / "pairs.jsonl", [PAIR, {"conversations": opened}])
     source = read([path])
     prepared, report = prepare(source, Annotator(tiny_model, style), held_out=0.0, max_length=100)
-    assert source.bad == [f"{path}, line 2: conversations has an assistant's turn that does not follow a user's"]
+    (bad,) = source.bad
+    assert bad.startswith(f"{path}, line 2: conversations has a turn of the assistant at its beginning: ")
     assert ([each.example.output for each in prepared.train], report.left_out) == (["Hello."], {"bad": 1})
 
 
@@ -243,6 +263,11 @@ def test_parquet(tmp_path: Path) -> None:
         ("pairs.jsonl", b"", "is empty"),
         ("pairs.jsonl", b'{"a": "b"}\n{"a": "\xff"}\n', "line 2: is not UTF-8"),
         ("pairs.json", b"[1, ", "neither JSON Lines nor a JSON list"),
+        (
+            "pairs.json",
+            b"[" + b"1" * 5000 + b"]",
+            "pairs.json: is not JSON that can be read: a number has too many digits",
+        ),
         ("pairs.parquet", b"no parquet", "cannot be read"),
         ("pairs.csv", b"a,a\n1,2\n", "names a field twice"),
         ("pairs.csv", b"\n", "its first row names no field"),

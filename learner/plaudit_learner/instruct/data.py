@@ -29,6 +29,7 @@ INSTRUCTION = ("instruction", "prompt", "question", "query")
 INPUT = ("input", "context")
 OUTPUT = ("output", "response", "completion", "answer", "std_answer", "target")
 MESSAGES = {"messages": ("role", "content"), "conversations": ("from", "value")}
+_FOLLOWS = {"system": (None,), "user": (None, "system", "assistant"), "assistant": ("user",)}
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 PACKED = {".gz", ".bz2", ".xz"}
 _JSON, _CSV, _PARQUET = {".jsonl", ".json"}, {".csv": ",", ".tsv": "\t"}, {".parquet"}
@@ -98,8 +99,13 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise FieldError("is", f"not JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise FieldError("is", "not JSON that can be read: nested too deeply") from error
+    except (ValueError, RecursionError) as error:
+        raise FieldError("is", f"not JSON that can be read: {_beyond(error)}") from error
+
+
+def _beyond(error: Exception) -> str:
+    """What json.loads raises beside JSONDecodeError, in words; Python converts no integer of over 4,300 digits."""
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def parse(record: object, where: str) -> list[Example]:
@@ -114,6 +120,7 @@ def parse(record: object, where: str) -> list[Example]:
     for messages, (role, content) in MESSAGES.items():
         if record.get(messages) is not None:
             turns = [*before, *_turns(messages, record[messages], role, content)]
+            _check_order(messages, turns)
             return list(_conversation(messages, turns, where))
     name = _name(record, INSTRUCTION)
     if name is None:
@@ -121,6 +128,7 @@ def parse(record: object, where: str) -> list[Example]:
         raise FieldError("no instruction", f"is there: one of the fields {known} is needed, found {_names(record)}")
     instruction = _text(name, record[name])
     before += _history(record.get("history"))
+    _check_order("history", [*before, ("user", instruction)])
     first = next((content for role, content in before if role == "user"), instruction)
     instances = record.get("instances")
     if instances is None or _name(record, OUTPUT) is not None:
@@ -153,12 +161,21 @@ def _conversation(name: str, turns: list[Turn], where: str) -> Iterator[Example]
     found = False
     for index, (role, content) in enumerate(turns):
         if role == "assistant":
-            if index == 0 or turns[index - 1][0] != "user":
-                raise FieldError(name, "has an assistant's turn that does not follow a user's")
             found = True
             yield Example(where, tuple(turns[:index]), content, first)
     if not found:
         raise FieldError(name, "has no turn of the assistant: there is nothing to learn")
+
+
+def _check_order(name: str, turns: list[Turn]) -> None:
+    """As servers take messages: a system message is the first; then user and assistant in turn, the user first."""
+    before = None
+    for role, _ in turns:
+        if before not in _FOLLOWS[role]:
+            where = f"after one of the {before}" if before else "at its beginning"
+            rule = "a system message comes first, then user and assistant take turns, the user first"
+            raise FieldError(name, f"has a turn of the {role} {where}: {rule}")
+        before = role
 
 
 def _turns(name: str, messages: object, role_name: str, content_name: str) -> Iterator[Turn]:
@@ -244,8 +261,10 @@ def _json(path: Path, lines: list[str]) -> Iterator[tuple[str, Any]]:
     if next((line for line in lines if line.strip()), "").lstrip().startswith("["):
         try:
             records = json.loads("".join(lines))
-        except (json.JSONDecodeError, RecursionError) as error:
+        except json.JSONDecodeError as error:
             raise DataError(f"{path}: is neither JSON Lines nor a JSON list: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: is not JSON that can be read: {_beyond(error)}") from error
         yield from ((f"{path}, record {number}", record) for number, record in enumerate(records, start=1))
         return
     for number, line in enumerate(lines, start=1):
