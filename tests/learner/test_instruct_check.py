@@ -107,6 +107,8 @@ def test_languages_lengths_and_diversity(annotator: Annotator) -> None:
         ("Hello, World! it's 2", ["hello", "world", "it", "s", "2"]),
         ("写 Python 程序。", ["写", "python", "程", "序"]),
         ("Größe_naïve", ["größe", "naïve"]),
+        ("हिन्दी में लिखो।", ["हिन्दी", "में", "लिखो"]),
+        ("cafe\u0301 שָׁלוֹם", ["cafe\u0301", "שָׁלוֹם"]),
         ("...", []),
     ],
 )

@@ -152,10 +152,16 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def rouge_l(reply: str, output: str) -> float:
-    """F-measure, 0 to 1, over the words of `text.words`: torchmetrics' own would drop whatever is not ASCII."""
+    """F-measure, 0 to 1, over the words of `text.words`: torchmetrics' own would drop whatever is not ASCII.
+
+    In a text without words, of signs only, what spaces part are words.
+    """
     from torchmetrics.functional.text.rouge import rouge_score
 
-    scores = rouge_score(reply, output, normalizer=str, tokenizer=words, rouge_keys="rougeL")
+    def spoken(text: str) -> list[str]:
+        return words(text) or text.split()
+
+    scores = rouge_score(reply, output, normalizer=str, tokenizer=spoken, rouge_keys="rougeL")
     return float(scores["rougeL_fmeasure"])
 
 
