@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from plaudit_learner.instruct import check
 from plaudit_learner.instruct.annotate import Annotator
 from plaudit_learner.instruct.check import DataReport, Prepared, instruction_hash, prepare
 from plaudit_learner.instruct.data import Source, parse
@@ -83,6 +84,17 @@ def test_near_duplicates_and_leaks(annotator: Annotator) -> None:
     assert report.near_duplicates == 12
     held_out = [each for each in split.held_out if each.example.prompt.startswith(long)]
     assert report.leaks == len(held_out) > 0
+
+
+def test_leaks_are_looked_for_in_all_examples(annotator: Annotator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many more there are than are compared for near duplicates: also if the held-out ones alone are more."""
+    long = "Write a polite letter to the landlord about the broken window in the kitchen"
+    found = source(*[(f"{long}{'.' * (index % 4)}{'!' * (index // 4)}", "a") for index in range(16)])
+    split, report = prepared(found, annotator)
+    assert report.leaks == len(split.held_out) > 4
+    monkeypatch.setattr(check, "_COMPARED", 4)
+    _, blocks = prepared(found, annotator)
+    assert (blocks.leaks, blocks.near_duplicates, blocks.compared) == (report.leaks, 4, 4)
 
 
 def test_languages_lengths_and_diversity(annotator: Annotator) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -208,6 +209,13 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, data: Path, instruct: Inst
     outcome = instruct(data, *QUICK, "--check-only", "--skip-bad")
     assert outcome.code == 0, outcome.err
     assert "2 bad" in outcome.out
+    data.write_text(data.read_text() + '{"instruction": "d", "output": ""}\n' * 13)
+    outcome = instruct(data, *QUICK, "--check-only", "--skip-bad")
+    assert outcome.out.splitlines()[-2:] == [f"           {data}, line 41: output is empty", "           and 6 more"]
+    assert re.search(r"^openings   .*say \d+ 1", outcome.out, re.MULTILINE)
+    assert re.search(r"^prompts    min \d+, 5 % \d+, median \d+, 95 % \d+, max \d+ tokens$", outcome.out, re.MULTILINE)
+    assert "tokens; to prompts with several: 0" in outcome.out
+    assert re.search(r"held out and like one trained on: \d+ of \d+$", outcome.out, re.MULTILINE)
     assert not (tmp_path / "home").exists(), "looking at data leaves nothing behind"
 
 

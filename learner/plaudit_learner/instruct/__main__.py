@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -193,25 +194,36 @@ def _reward_model(settings: InstructSettings) -> Path | None:
 def _refuse_bad(source: Source, settings: InstructSettings) -> None:
     if not source.bad or settings.skip_bad:
         return
-    shown = "\n".join(f"  {finding}" for finding in source.bad[:_SHOWN])
-    more = f"\n  and {len(source.bad) - _SHOWN} more" if len(source.bad) > _SHOWN else ""
-    raise Refused(f"these cannot be used; correct them, or leave them out with --skip-bad:\n{shown}{more}")
+    shown = "\n".join(f"  {line}" for line in _some(source.bad))
+    raise Refused(f"these cannot be used; correct them, or leave them out with --skip-bad:\n{shown}")
 
 
 def _say_data(report: DataReport) -> None:
     left_out = ", ".join(f"{count} {reason}" for reason, count in report.left_out.items())
-    lengths = [f"{name} {value:.0f}" for name, value in report.output_tokens.items()]
     print(f"data       {report.records} records, {report.examples} examples: {report.train} to train on, ", end="")
     print(f"{report.held_out} held out" + (f"; left out: {left_out}" if left_out else ""))
-    print(f"languages  {', '.join(f'{name} {count}' for name, count in report.languages.items())}")
-    print(f"outputs    {', '.join(lengths)} tokens")
+    print(f"languages  {_counts(report.languages)}")
+    print(f"prompts    {_counts(report.prompt_tokens)} tokens")
+    print(f"outputs    {_counts(report.output_tokens)} tokens; to prompts with several: {report.several_outputs}")
+    print(f"openings   {_counts(report.openings)}")
     print(
         f"diversity  different words {report.diversity['words']:.0%}, pairs of words "
         f"{report.diversity['pairs of words']:.0%}, openings {report.diversity['openings']:.0%}; near duplicates "
-        f"{report.near_duplicates} of {report.compared}; held out and like one trained on: {report.leaks}"
+        f"{report.near_duplicates} of {report.compared}; held out and like one trained on: "
+        f"{report.leaks} of {report.held_out}"
     )
-    for finding in report.findings[:_SHOWN]:
-        print(f"           {finding}")
+    for line in _some(report.findings):
+        print(f"           {line}")
+
+
+def _counts(named: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.0f}" for name, value in named.items())
+
+
+def _some(findings: list[str]) -> list[str]:
+    """The first of them, and how many more there are."""
+    more = len(findings) - _SHOWN
+    return findings if more <= 0 else [*findings[:_SHOWN], f"and {more} more"]
 
 
 def _say_scores(outcome: Outcome) -> None:
