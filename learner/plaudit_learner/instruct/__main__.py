@@ -16,9 +16,11 @@ from plaudit_learner.instruct.data import DataError
 
 if TYPE_CHECKING:
     from plaudit.releases import Releases
+    from plaudit_learner.instruct.annotate import Annotator
     from plaudit_learner.instruct.check import DataReport, Prepared
     from plaudit_learner.instruct.data import Source
     from plaudit_learner.instruct.run import Outcome
+    from plaudit_learner.reward.model import RewardModel
 
 PROGRAM = "plaudit instruct"
 _SHOWN = 10
@@ -90,10 +92,10 @@ def run(settings: InstructSettings) -> int:
             "needed, of different instructions"
         )
     with only_one(settings.home):
-        return _work(settings, prepared, report, model)
+        return _work(settings, prepared, report, model, annotator)
 
 
-def _work(settings: InstructSettings, prepared: Prepared, report: DataReport, model: Path) -> int:
+def _work(settings: InstructSettings, prepared: Prepared, report: DataReport, model: Path, annotator: Annotator) -> int:
     from plaudit.artifacts import PolicyStore
     from plaudit.events import open_log
     from plaudit.releases import BASE
@@ -110,7 +112,6 @@ def _work(settings: InstructSettings, prepared: Prepared, report: DataReport, mo
             model=model,
             base_model_sha256=fingerprint,
             start=settings.start or BASE,
-            reward_model=_reward_model(settings),
         )
         print(f"run        {run.name}, in {run.directory}")
         version = run.published(releases, policies) if settings.publish else None
@@ -123,7 +124,7 @@ def _work(settings: InstructSettings, prepared: Prepared, report: DataReport, mo
                 f"{releases.stable} is what the servers serve: give --start {releases.stable} to go on from it, or "
                 f"--start {BASE} to begin from the base model and leave what it learnt behind"
             )
-        outcome = run.work(policies)
+        outcome = run.work(policies, _reward_model(settings, annotator))
         _say_scores(outcome)
         if version is None and settings.publish:
             version = run.publish(outcome, event_log, policies).version
@@ -180,15 +181,22 @@ def _event_log(settings: InstructSettings) -> str:
     return f"sqlite:{file}"
 
 
-def _reward_model(settings: InstructSettings) -> Path | None:
-    """The one that was given, else the learner's newest; None if there is none."""
+def _reward_model(settings: InstructSettings, annotator: Annotator) -> RewardModel | None:
+    """The one that was given, else the learner's newest; None if there is none, or if it cannot judge such replies."""
+    from plaudit_learner.reward.model import RewardModel
+
     given = settings.reward_model
-    if given is not None:
-        if not (given / "reward_model.json").exists():
-            raise Refused(f"--reward-model {given}: holds no reward_model.json")
-        return given
+    if given is not None and not (given / "reward_model.json").exists():
+        raise Refused(f"--reward-model {given}: holds no reward_model.json")
     rounds = (settings.data / "learner" / "reward-models").glob("*/reward_model.json")
-    return max((file.parent for file in rounds), key=lambda directory: int(directory.name), default=None)
+    newest = max((file.parent for file in rounds), key=lambda directory: int(directory.name), default=None)
+    found = given or newest
+    if found is None:
+        return None
+    if not annotator.as_served:
+        print("win rate   none: the reward model was fitted to prompts as servers make them, not to tagged ones")
+        return None
+    return RewardModel.load(found)
 
 
 def _refuse_bad(source: Source, settings: InstructSettings) -> None:
@@ -228,6 +236,7 @@ def _some(findings: list[str]) -> list[str]:
 
 def _say_scores(outcome: Outcome) -> None:
     from plaudit_learner.instruct.report import comparison
+    from plaudit_learner.rounds import LEAST_AUC
 
     for row in comparison(outcome.before, outcome.after):
         error = "" if row["error"] is None else f" ± {row['error']:.3f}"
@@ -236,6 +245,9 @@ def _say_scores(outcome: Outcome) -> None:
     if "win_rate" in metrics:
         error = f" ± {metrics['win_rate_error']:.2f}" if "win_rate_error" in metrics else ""
         print(f"{'win rate by the reward model':32} {metrics['win_rate']:.2f}{error}")
+        if "reward_model_discrimination" in metrics:
+            known = f"{metrics['reward_model_discrimination']:.2f} (a guess: 0.50; the learner asks for {LEAST_AUC})"
+            print(f"{'  which tells good from bad at':32} {known}")
 
 
 def _hush() -> None:
