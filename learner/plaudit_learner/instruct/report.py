@@ -112,7 +112,7 @@ def _plots(told: Mapping[str, Any]) -> list[str]:
         before = told["metrics"].get("held_out_loss_before")
         if before is not None:
             axes.axhline(before, linestyle=":", color="grey", label="held out, before")
-        axes.legend()
+        axes.legend(loc="upper right")
         plots.append(_svg(figure))
         figure, axes = _axes("Learning rate", "update", "")
         axes.plot(*zip(*[(p["step"], p["learning_rate"]) for p in curves if "learning_rate" in p], strict=True))
@@ -121,7 +121,7 @@ def _plots(told: Mapping[str, Any]) -> list[str]:
     if lengths["prompt"]:
         figure, axes = _axes("Length of the examples", "tokens", "examples")
         axes.hist([lengths["prompt"], lengths["output"]], bins=30, label=["prompt", "output"])
-        axes.legend()
+        axes.legend(loc="upper right")
         plots.append(_svg(figure))
     return plots
 
