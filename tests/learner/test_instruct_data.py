@@ -271,7 +271,12 @@ def test_parquet(tmp_path: Path) -> None:
         ("pairs.parquet", b"no parquet", "cannot be read"),
         ("pairs.csv", b"a,a\n1,2\n", "names a field twice"),
         ("pairs.csv", b"\n", "its first row names no field"),
-        ("pairs.csv", b'instruction,output\na,b\nc,"d\ne,f\n', "line 3: the row that begins here is not CSV"),
+        (
+            "pairs.csv",
+            b'instruction,output\na,b\nc,"d\ne,f\n',
+            "line 3: the row that begins here is not CSV: .* doubled",
+        ),
+        ("pairs.tsv", b'instruction\toutput\n"Hi" you\tb\n', "line 2: the row that begins here is not CSV: .* doubled"),
         ("pairs.csv", b"instruction,output\na,b\nc,\xff\n", "line 3: is not UTF-8"),
         ("pairs.csv.gz", b"instruction,output\na,b\nc,\xff\n", "line 3: is not UTF-8"),
         ("pairs.jsonl.gz", b'{"a": "b"}\n{"a": "\xff"}\n', "line 2: is not UTF-8"),

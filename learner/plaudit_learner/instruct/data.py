@@ -284,8 +284,9 @@ def _csv(path: Path, lines: list[str], separator: str) -> Iterator[tuple[str, An
             raise DataError(f"{path}: its first row names a field twice: {', '.join(names)}")
         yield from ((f"{path}, row {number}", row) for number, row in enumerate(reader, start=1))
     except csv.Error as error:
-        begins = reader.line_num + 1  # it counts whole rows only
-        raise DataError(f"{path}, line {begins}: the row that begins here is not CSV: {error}") from error
+        begins = f"{path}, line {reader.line_num + 1}: the row that begins here"  # it counts the lines of whole rows
+        right = "a text with a quote in it stands in quotes, and its own are doubled"
+        raise DataError(f"{begins} is not CSV: {error}; {right}") from error
 
 
 def _load(path: Path, cache: str, kind: str, **options: Any) -> list[dict[str, Any]]:
