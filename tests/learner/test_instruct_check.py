@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from plaudit_learner.instruct import check
 from plaudit_learner.instruct.annotate import Annotator
 from plaudit_learner.instruct.check import DataReport, Prepared, instruction_hash, prepare
 from plaudit_learner.instruct.data import Source, parse
@@ -85,6 +86,17 @@ def test_near_duplicates_and_leaks(annotator: Annotator) -> None:
     assert report.leaks == len(held_out) > 0
 
 
+def test_leaks_are_looked_for_in_all_examples(annotator: Annotator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many more there are than are compared for near duplicates: also if the held-out ones alone are more."""
+    long = "Write a polite letter to the landlord about the broken window in the kitchen"
+    found = source(*[(f"{long}{'.' * (index % 4)}{'!' * (index // 4)}", "a") for index in range(16)])
+    split, report = prepared(found, annotator)
+    assert report.leaks == len(split.held_out) > 4
+    monkeypatch.setattr(check, "_COMPARED", 4)
+    _, blocks = prepared(found, annotator)
+    assert (blocks.leaks, blocks.near_duplicates, blocks.compared) == (report.leaks, 4, 4)
+
+
 def test_languages_lengths_and_diversity(annotator: Annotator) -> None:
     chinese = [("请以下面词语为主题写一首诗", f"不但春妍夏亦佳，随缘花草是生涯。{'好' * index}") for index in range(3)]
     english = [("What is the capital of France?", "The capital of France is the beautiful city of Paris.")]
@@ -107,6 +119,8 @@ def test_languages_lengths_and_diversity(annotator: Annotator) -> None:
         ("Hello, World! it's 2", ["hello", "world", "it", "s", "2"]),
         ("写 Python 程序。", ["写", "python", "程", "序"]),
         ("Größe_naïve", ["größe", "naïve"]),
+        ("हिन्दी में लिखो।", ["हिन्दी", "में", "लिखो"]),
+        ("cafe\u0301 שָׁלוֹם", ["cafe\u0301", "שָׁלוֹם"]),
         ("...", []),
     ],
 )

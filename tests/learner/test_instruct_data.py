@@ -25,6 +25,10 @@ def written(path: Path, records: Sequence[object]) -> Path:
     return path
 
 
+def turn(role: str) -> dict[str, str]:
+    return {"role": role, "content": f"of the {role}"}
+
+
 def only(record: dict[str, Any]) -> Example:
     (example,) = parse(record, "here")
     return example
@@ -96,9 +100,21 @@ def test_each_instance_and_each_turn_of_the_assistant_is_an_example() -> None:
         ({**PAIR, "history": [["a"]]}, r"history\[0\] is not a pair", False),
         ({**PAIR, "history": "[["}, "is not JSON", False),
         ({**PAIR, "history": 3}, "history is not a list", False),
+        ({**PAIR, "history": [turn("user")]}, "history has a turn of the user after one of the user", False),
+        (
+            {**PAIR, "system": "a", "history": [turn("system"), turn("user"), turn("assistant")]},
+            "history has a turn of the system after one of the system",
+            False,
+        ),
         ({"messages": []}, "messages is not a list of at least one", False),
         ({"messages": [{"role": "user", "content": "a"}]}, "messages has no turn of the assistant", False),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, "does not follow a user's", False),
+        ({"messages": [turn("assistant")]}, "messages has a turn of the assistant at its beginning", False),
+        ({"messages": [turn("user"), turn("user"), turn("assistant")]}, "of the user after one of the user", False),
+        (
+            {"messages": [turn("user"), turn("assistant"), turn("system"), turn("user"), turn("assistant")]},
+            "messages has a turn of the system after one of the assistant: a system message comes first",
+            False,
+        ),
         ({"messages": [{"role": "wizard", "content": "a"}]}, r"messages\[0\].role is 'wizard'", False),
         ({"conversations": [{"from": "gpt"}]}, r"conversations\[0\].value is missing", False),
     ],
@@ -139,16 +155,19 @@ def test_any_json_is_examples_or_a_field_error(record: object) -> None:
 def test_bad_records_are_named_by_line_and_field(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     lines = [json.dumps(PAIR), "", "{broken", json.dumps({"instruction": "a", "output": 5}), json.dumps(PAIR), "7"]
-    path.write_text("\n".join([*lines, json.dumps({"instruction": "b", "output": ""})]))
+    lines += [json.dumps({"instruction": "b", "output": ""}), "1" * 5000, "[" * 100_000]
+    path.write_text("\n".join(lines))
     source = read([path])
     assert [example.where for example in source.examples] == [f"{path}, line 1", f"{path}, line 5"]
     assert source.bad == [
         f"{path}, line 3: is not JSON: Expecting property name enclosed in double quotes at column 2",
         f"{path}, line 4: output is a int, not a text",
         f"{path}, line 6: the record is not a JSON object with named fields",
+        f"{path}, line 8: is not JSON that can be read: a number has too many digits",
+        f"{path}, line 9: is not JSON that can be read: nested too deeply",
     ]
     assert source.empty == [f"{path}, line 7: output is empty"]
-    assert source.records == 6
+    assert source.records == 8
 
 
 @pytest.mark.parametrize("style", ["chat", "tags"])
@@ -160,7 +179,8 @@ def test_a_conversation_that_the_assistant_opens_is_bad_in_either_annotation(
     path = written(tmp_path / "pairs.jsonl", [PAIR, {"conversations": opened}])
     source = read([path])
     prepared, report = prepare(source, Annotator(tiny_model, style), held_out=0.0, max_length=100)
-    assert source.bad == [f"{path}, line 2: conversations has an assistant's turn that does not follow a user's"]
+    (bad,) = source.bad
+    assert bad.startswith(f"{path}, line 2: conversations has a turn of the assistant at its beginning: ")
     assert ([each.example.output for each in prepared.train], report.left_out) == (["Hello."], {"bad": 1})
 
 
@@ -181,7 +201,7 @@ def test_jsonl_of_every_dress(tmp_path: Path) -> None:
 def test_csv_cells_are_texts(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text(
-        'instruction,input,output\nadd,1 2,3\nname none,,None\nwhen,,2026-01-01\n"two\nlines",,"a, ""b"""\ngap,,\n'
+        'instruction,input,output\nadd,1 2,3\nname none,,None\nwhen,,2026-01-01\n\n"two\nlines",,"a, ""b"""\ngap,,\n'
     )
     source = read([path])
     assert [(example.prompt, example.output) for example in source.examples] == [
@@ -197,6 +217,29 @@ def test_csv_cells_are_texts(tmp_path: Path) -> None:
     tabs = tmp_path / "pairs.tsv"
     tabs.write_text("prompt\tresponse\na\tb\n")
     assert [(example.prompt, example.output) for example in read([tabs]).examples] == [("a", "b")]
+
+
+def test_csv_rows_that_do_not_fit_the_first_row_are_bad(tmp_path: Path) -> None:
+    """All of them have a cell too many: pandas would take the first one for the row's name."""
+    path = tmp_path / "pairs.csv"
+    path.write_text("instruction,output\nName colours,red, green\nName fruit,apple, pear\nSay hello,\n")
+    source = read([path])
+    problem = "the row has more cells than the first row names: a text that holds the separator has to stand in quotes"
+    assert (source.examples, source.bad) == ([], [f"{path}, row 1: {problem}", f"{path}, row 2: {problem}"])
+    assert source.empty == [f"{path}, row 3: output is empty"]
+    path.write_text("instruction,input,output\nName colours,red\n")
+    assert read([path]).bad == [f"{path}, row 1: output is missing, not a text"]
+
+
+def test_csv_as_pandas_writes_it(tmp_path: Path) -> None:
+    """Its index is a column without a name. A cell may be longer than `csv` takes by itself."""
+    path = tmp_path / "pairs.csv"
+    path.write_text(f",instruction,output\n0,Say hello.,Hello.\n1,Say a.,{'a' * 200_000}\n")
+    source = read([path])
+    assert [(each.prompt, each.output) for each in source.examples] == [
+        ("Say hello.", "Hello."),
+        ("Say a.", "a" * 200_000),
+    ]
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -220,15 +263,29 @@ def test_parquet(tmp_path: Path) -> None:
         ("pairs.jsonl", b"", "is empty"),
         ("pairs.jsonl", b'{"a": "b"}\n{"a": "\xff"}\n', "line 2: is not UTF-8"),
         ("pairs.json", b"[1, ", "neither JSON Lines nor a JSON list"),
+        (
+            "pairs.json",
+            b"[" + b"1" * 5000 + b"]",
+            "pairs.json: is not JSON that can be read: a number has too many digits",
+        ),
         ("pairs.parquet", b"no parquet", "cannot be read"),
         ("pairs.csv", b"a,a\n1,2\n", "names a field twice"),
-        ("pairs.csv", b"instruction,output\na,b\nc,d,e\n", "cannot be read"),
+        ("pairs.csv", b"\n", "its first row names no field"),
+        (
+            "pairs.csv",
+            b'instruction,output\na,b\nc,"d\ne,f\n',
+            "line 3: the row that begins here is not CSV: .* doubled",
+        ),
+        ("pairs.tsv", b'instruction\toutput\n"Hi" you\tb\n', "line 2: the row that begins here is not CSV: .* doubled"),
+        ("pairs.csv", b"instruction,output\na,b\nc,\xff\n", "line 3: is not UTF-8"),
+        ("pairs.csv.gz", b"instruction,output\na,b\nc,\xff\n", "line 3: is not UTF-8"),
+        ("pairs.jsonl.gz", b'{"a": "b"}\n{"a": "\xff"}\n', "line 2: is not UTF-8"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     path = tmp_path / name
     if content is not None:
-        path.write_bytes(content)
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     with pytest.raises(DataError, match=message):
         read([path])
 

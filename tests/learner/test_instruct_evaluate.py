@@ -66,6 +66,8 @@ def test_loss_is_that_of_the_plain_model_on_the_output_alone(tiny_model: Path) -
         ("same words", "same words", 1.0),
         ("", "something", 0.0),
         ("something", "...", 0.0),
+        ("👍 👍", "👍 !", 0.5),
+        ("हिन्दी में लिखो", "हिन्दी में पढ़ो", 2 / 3),
     ],
 )
 def test_rouge_l(reply: str, output: str, expected: float) -> None:

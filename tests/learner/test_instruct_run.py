@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
+import shutil
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pytest
 
@@ -22,6 +24,7 @@ from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_learner.instruct.__main__ import PROGRAM, expected, run
 from plaudit_learner.instruct.config import InstructSettings
 from plaudit_learner.instruct.run import fold
+from plaudit_learner.instruct.tune import Point, tune
 from plaudit_learner.policy import Policy
 from plaudit_server.adapters import check_adapter, linear_shapes
 from plaudit_server.engine import PolicyVersion
@@ -155,10 +158,25 @@ async def test_killed_started_again_published_once(
 
 
 def test_one_reply_makes_a_version_that_servers_can_load(
-    tmp_path: Path, data: Path, tiny_model: Path, tiny_model_sha256: str, instruct: Instruct
+    tmp_path: Path,
+    data: Path,
+    tiny_model: Path,
+    tiny_model_sha256: str,
+    instruct: Instruct,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One reply has no standard error: it is left out, not written as what no manifest may hold."""
-    reward_model(Policy.load(tiny_model)).save(tmp_path / "judge")
+    """One reply has no standard error: it is left out, not written as what no manifest may hold.
+
+    What judges it is deleted meanwhile, as a learner that has finished its round does.
+    """
+    judge = reward_model(Policy.load(tiny_model))
+    judge.save(tmp_path / "judge")
+
+    def deleting(*arguments: Any) -> list[Point]:
+        shutil.rmtree(tmp_path / "judge")
+        return tune(*arguments)
+
+    monkeypatch.setattr("plaudit_learner.instruct.run.tune", deleting)
     outcome = instruct(data, *QUICK, "--replies=1", "--epochs=6", f"--reward-model={tmp_path / 'judge'}")
     assert outcome.code == 0, outcome.err
     assert releases(tmp_path).stable == "v1"
@@ -166,15 +184,22 @@ def test_one_reply_makes_a_version_that_servers_can_load(
     _, manifest = store.fetch("v1", tmp_path / "copy", base_model_sha256=tiny_model_sha256)
     assert {"rouge_l", "win_rate"} <= set(manifest.metrics)
     assert "win rate by the reward model" in outcome.out
+    assert manifest.metrics["reward_model_discrimination"] == pytest.approx(judge.metrics.discrimination)
+    told = f"tells good from bad at {judge.metrics.discrimination:.2f}"
+    assert told in re.sub(" +", " ", outcome.out)
     assert "nan" not in outcome.out
     (kept,) = (path.parent for path in (tmp_path / "home" / "instruct").glob("*/report.html"))
-    assert "nan" not in (kept / "report.html").read_text()
+    page = (kept / "report.html").read_text()
+    assert "nan" not in page
+    assert told in page
     assert "NaN" not in (kept / "report.json").read_text()
 
 
-def test_tags_are_judged_as_served(tmp_path: Path, data: Path, instruct: Instruct) -> None:
-    outcome = instruct(data, *QUICK, "--annotate=tags", "--no-publish")
+def test_tags_are_judged_as_served(tmp_path: Path, data: Path, tiny_model: Path, instruct: Instruct) -> None:
+    reward_model(Policy.load(tiny_model)).save(tmp_path / "judge")
+    outcome = instruct(data, *QUICK, "--annotate=tags", "--no-publish", f"--reward-model={tmp_path / 'judge'}")
     assert "held-out loss as served" in outcome.out, outcome.err
+    assert "win rate   none: the reward model was fitted to prompts as servers make them" in outcome.out
     assert "not published, as asked" in outcome.out
     assert releases(tmp_path).empty
     (kept,) = (tmp_path / "home" / "instruct").glob("*/report.json")
@@ -208,6 +233,13 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, data: Path, instruct: Inst
     outcome = instruct(data, *QUICK, "--check-only", "--skip-bad")
     assert outcome.code == 0, outcome.err
     assert "2 bad" in outcome.out
+    data.write_text(data.read_text() + '{"instruction": "d", "output": ""}\n' * 13)
+    outcome = instruct(data, *QUICK, "--check-only", "--skip-bad")
+    assert outcome.out.splitlines()[-2:] == [f"           {data}, line 41: output is empty", "           and 6 more"]
+    assert re.search(r"^openings   .*say \d+ 1", outcome.out, re.MULTILINE)
+    assert re.search(r"^prompts    min \d+, 5 % \d+, median \d+, 95 % \d+, max \d+ tokens$", outcome.out, re.MULTILINE)
+    assert "tokens; to prompts with several: 0" in outcome.out
+    assert re.search(r"held out and like one trained on: \d+ of \d+$", outcome.out, re.MULTILINE)
     assert not (tmp_path / "home").exists(), "looking at data leaves nothing behind"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,11 @@ from plaudit_learner.instruct.data import DataError
 
 if TYPE_CHECKING:
     from plaudit.releases import Releases
+    from plaudit_learner.instruct.annotate import Annotator
     from plaudit_learner.instruct.check import DataReport, Prepared
     from plaudit_learner.instruct.data import Source
     from plaudit_learner.instruct.run import Outcome
+    from plaudit_learner.reward.model import RewardModel
 
 PROGRAM = "plaudit instruct"
 _SHOWN = 10
@@ -89,10 +92,10 @@ def run(settings: InstructSettings) -> int:
             "needed, of different instructions"
         )
     with only_one(settings.home):
-        return _work(settings, prepared, report, model)
+        return _work(settings, prepared, report, model, annotator)
 
 
-def _work(settings: InstructSettings, prepared: Prepared, report: DataReport, model: Path) -> int:
+def _work(settings: InstructSettings, prepared: Prepared, report: DataReport, model: Path, annotator: Annotator) -> int:
     from plaudit.artifacts import PolicyStore
     from plaudit.events import open_log
     from plaudit.releases import BASE
@@ -109,7 +112,6 @@ def _work(settings: InstructSettings, prepared: Prepared, report: DataReport, mo
             model=model,
             base_model_sha256=fingerprint,
             start=settings.start or BASE,
-            reward_model=_reward_model(settings),
         )
         print(f"run        {run.name}, in {run.directory}")
         version = run.published(releases, policies) if settings.publish else None
@@ -122,7 +124,7 @@ def _work(settings: InstructSettings, prepared: Prepared, report: DataReport, mo
                 f"{releases.stable} is what the servers serve: give --start {releases.stable} to go on from it, or "
                 f"--start {BASE} to begin from the base model and leave what it learnt behind"
             )
-        outcome = run.work(policies)
+        outcome = run.work(policies, _reward_model(settings, annotator))
         _say_scores(outcome)
         if version is None and settings.publish:
             version = run.publish(outcome, event_log, policies).version
@@ -179,43 +181,62 @@ def _event_log(settings: InstructSettings) -> str:
     return f"sqlite:{file}"
 
 
-def _reward_model(settings: InstructSettings) -> Path | None:
-    """The one that was given, else the learner's newest; None if there is none."""
+def _reward_model(settings: InstructSettings, annotator: Annotator) -> RewardModel | None:
+    """The one that was given, else the learner's newest; None if there is none, or if it cannot judge such replies."""
+    from plaudit_learner.reward.model import RewardModel
+
     given = settings.reward_model
-    if given is not None:
-        if not (given / "reward_model.json").exists():
-            raise Refused(f"--reward-model {given}: holds no reward_model.json")
-        return given
+    if given is not None and not (given / "reward_model.json").exists():
+        raise Refused(f"--reward-model {given}: holds no reward_model.json")
     rounds = (settings.data / "learner" / "reward-models").glob("*/reward_model.json")
-    return max((file.parent for file in rounds), key=lambda directory: int(directory.name), default=None)
+    newest = max((file.parent for file in rounds), key=lambda directory: int(directory.name), default=None)
+    found = given or newest
+    if found is None:
+        return None
+    if not annotator.as_served:
+        print("win rate   none: the reward model was fitted to prompts as servers make them, not to tagged ones")
+        return None
+    return RewardModel.load(found)
 
 
 def _refuse_bad(source: Source, settings: InstructSettings) -> None:
     if not source.bad or settings.skip_bad:
         return
-    shown = "\n".join(f"  {finding}" for finding in source.bad[:_SHOWN])
-    more = f"\n  and {len(source.bad) - _SHOWN} more" if len(source.bad) > _SHOWN else ""
-    raise Refused(f"these cannot be used; correct them, or leave them out with --skip-bad:\n{shown}{more}")
+    shown = "\n".join(f"  {line}" for line in _some(source.bad))
+    raise Refused(f"these cannot be used; correct them, or leave them out with --skip-bad:\n{shown}")
 
 
 def _say_data(report: DataReport) -> None:
     left_out = ", ".join(f"{count} {reason}" for reason, count in report.left_out.items())
-    lengths = [f"{name} {value:.0f}" for name, value in report.output_tokens.items()]
     print(f"data       {report.records} records, {report.examples} examples: {report.train} to train on, ", end="")
     print(f"{report.held_out} held out" + (f"; left out: {left_out}" if left_out else ""))
-    print(f"languages  {', '.join(f'{name} {count}' for name, count in report.languages.items())}")
-    print(f"outputs    {', '.join(lengths)} tokens")
+    print(f"languages  {_counts(report.languages)}")
+    print(f"prompts    {_counts(report.prompt_tokens)} tokens")
+    print(f"outputs    {_counts(report.output_tokens)} tokens; to prompts with several: {report.several_outputs}")
+    print(f"openings   {_counts(report.openings)}")
     print(
         f"diversity  different words {report.diversity['words']:.0%}, pairs of words "
         f"{report.diversity['pairs of words']:.0%}, openings {report.diversity['openings']:.0%}; near duplicates "
-        f"{report.near_duplicates} of {report.compared}; held out and like one trained on: {report.leaks}"
+        f"{report.near_duplicates} of {report.compared}; held out and like one trained on: "
+        f"{report.leaks} of {report.held_out}"
     )
-    for finding in report.findings[:_SHOWN]:
-        print(f"           {finding}")
+    for line in _some(report.findings):
+        print(f"           {line}")
+
+
+def _counts(named: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.0f}" for name, value in named.items())
+
+
+def _some(findings: list[str]) -> list[str]:
+    """The first of them, and how many more there are."""
+    more = len(findings) - _SHOWN
+    return findings if more <= 0 else [*findings[:_SHOWN], f"and {more} more"]
 
 
 def _say_scores(outcome: Outcome) -> None:
     from plaudit_learner.instruct.report import comparison
+    from plaudit_learner.rounds import LEAST_AUC
 
     for row in comparison(outcome.before, outcome.after):
         error = "" if row["error"] is None else f" ± {row['error']:.3f}"
@@ -224,6 +245,9 @@ def _say_scores(outcome: Outcome) -> None:
     if "win_rate" in metrics:
         error = f" ± {metrics['win_rate_error']:.2f}" if "win_rate_error" in metrics else ""
         print(f"{'win rate by the reward model':32} {metrics['win_rate']:.2f}{error}")
+        if "reward_model_discrimination" in metrics:
+            known = f"{metrics['reward_model_discrimination']:.2f} (a guess: 0.50; the learner asks for {LEAST_AUC})"
+            print(f"{'  which tells good from bad at':32} {known}")
 
 
 def _hush() -> None:

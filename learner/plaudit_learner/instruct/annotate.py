@@ -30,6 +30,11 @@ class Annotator:
             raise ValueError(f"{model.name} has no chat template: give --annotate tags, or a model that has one")
         self._end = self._end_of_reply(_eos_ids(model))
 
+    @property
+    def as_served(self) -> bool:
+        """Whether prompts are those that servers make, or servers can make none: the model has no template."""
+        return self.style == "chat" or self.tokenizer.chat_template is None
+
     def encode(self, example: Example) -> PromptReply:
         """Raises FieldError if a text holds what only the annotation may use: it would be read as a turn of its own."""
         for content in (*(content for _, content in example.turns), example.output):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -20,8 +20,8 @@ from plaudit_learner.policy import PromptReply
 
 NEAR = 0.8
 _COMPARED = 2000
+"""Near duplicates are looked for among so many examples, and leaks in blocks of so many."""
 _OPENING_WORDS = 2
-_SHOWN = 20
 _QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
 _LANGUAGES = [  # those told apart in short texts: with all that py3langid knows, Chinese is often taken for Wu
     *("ar", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fr", "he", "hi", "hu", "id", "it", "ja", "ko", "nl", "no"),
@@ -53,7 +53,7 @@ class DataReport:
     left_out: dict[str, int]
     """Examples or records that are not used, by reason."""
     findings: list[str]
-    """Some of them: where, which field, why."""
+    """Each of them, but for those beyond a maximum: where, which field, why."""
     train: int
     held_out: int
     prompt_tokens: dict[str, float]
@@ -64,9 +64,9 @@ class DataReport:
     """Examples whose prompt has another output elsewhere."""
     near_duplicates: int
     """Examples whose prompt is almost another's, of `compared`."""
-    leaks: int
-    """Held-out examples whose prompt is almost one of those trained on, of `compared`."""
     compared: int
+    leaks: int
+    """Held-out examples whose prompt is almost one of those trained on, of all that are held out."""
     diversity: dict[str, float]
     """Shares of different words, pairs of words and openings among all those of the instructions."""
     openings: dict[str, int]
@@ -143,16 +143,14 @@ def _digest(text: str) -> str:
 def _report(source: Source, prepared: Prepared, left_out: Counter[str], notes: list[str]) -> DataReport:
     kept = [*prepared.train, *prepared.held_out]
     prompts = Counter(each.example.turns for each in kept)
-    compared = kept[-_COMPARED:]  # the held-out ones, which are last, are among them
-    first_held_out = len(compared) - min(len(prepared.held_out), len(compared))
-    near, leaks = _near([each.example.prompt for each in compared], first_held_out)
+    near, leaks = _near([each.example.prompt for each in kept], len(prepared.train))
     instructions = [words(text) for text in dict.fromkeys(each.example.instruction for each in kept)]
     openings = [" ".join(spoken[:_OPENING_WORDS]) for spoken in instructions]
     return DataReport(
         records=source.records,
         examples=len(source.examples),
         left_out=dict(left_out),
-        findings=notes[:_SHOWN],
+        findings=notes,
         train=len(prepared.train),
         held_out=len(prepared.held_out),
         prompt_tokens=_quantiles([len(each.item.prompt) for each in kept]),
@@ -160,8 +158,8 @@ def _report(source: Source, prepared: Prepared, left_out: Counter[str], notes: l
         languages=_languages([f"{each.example.prompt}\n{each.example.output}" for each in kept]),
         several_outputs=sum(count for count in prompts.values() if count > 1),
         near_duplicates=near,
+        compared=min(len(kept), _COMPARED),
         leaks=leaks,
-        compared=len(compared),
         diversity={
             "words": _distinct(instructions, lambda spoken: spoken),
             "pairs of words": _distinct(instructions, lambda spoken: list(pairwise(spoken))),
@@ -172,7 +170,7 @@ def _report(source: Source, prepared: Prepared, left_out: Counter[str], notes: l
 
 
 def _near(prompts: Sequence[str], first_held_out: int) -> tuple[int, int]:
-    """(how many are almost another prompt, how many of those from `first_held_out` on are almost one before it).
+    """(how many of the last `_COMPARED` are almost another of them, how many from `first_held_out` on one before it).
 
     A prompt that is exactly another's counts in the second, not in the first.
     """
@@ -182,14 +180,19 @@ def _near(prompts: Sequence[str], first_held_out: int) -> tuple[int, int]:
         return 0, 0
     # A prompt of less than three characters has no trigram of its own: spaces give it some.
     vectors = TfidfVectorizer(analyzer="char", ngram_range=(3, 3)).fit_transform(f" {text}  " for text in prompts)
-    alike = (vectors @ vectors.T >= NEAR).tocoo()
-    near, leaks = set(), set()
-    for row, column in zip(alike.row.tolist(), alike.col.tolist(), strict=True):
-        if row != column and prompts[row] != prompts[column]:
-            near.add(row)
-        if row >= first_held_out > column:
-            leaks.add(row)
+    last, compared = prompts[-_COMPARED:], vectors[-_COMPARED:]
+    near = {row for row, column in _alike(compared, compared) if last[row] != last[column]}
+    leaks = {row for row, _ in _alike(vectors[first_held_out:], vectors[:first_held_out])}
     return len(near), len(leaks)
+
+
+def _alike(rows: Any, columns: Any) -> Iterator[tuple[int, int]]:
+    """(row, column) of vectors whose cosine is at least `NEAR`; by blocks, since all products may fill the memory."""
+    for top in range(0, rows.shape[0], _COMPARED):
+        for left in range(0, columns.shape[0], _COMPARED):
+            cosines = rows[top : top + _COMPARED] @ columns[left : left + _COMPARED].T
+            found = (cosines >= NEAR).tocoo()
+            yield from zip((top + found.row).tolist(), (left + found.col).tolist(), strict=True)
 
 
 def _languages(texts: Sequence[str]) -> dict[str, int]:

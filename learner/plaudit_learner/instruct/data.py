@@ -9,12 +9,16 @@ A record is one of
     conversations: [{from, value}, …]                  the same under ShareGPT's names
 
 with an optional `system`. Texts are stripped. The input stands on a line of its own after the instruction.
+
+JSON and CSV come from `datasets` as lines and are parsed here: what makes tables of CSV guesses types, and shifts rows
+that have a cell too many.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +29,7 @@ INSTRUCTION = ("instruction", "prompt", "question", "query")
 INPUT = ("input", "context")
 OUTPUT = ("output", "response", "completion", "answer", "std_answer", "target")
 MESSAGES = {"messages": ("role", "content"), "conversations": ("from", "value")}
+_FOLLOWS = {"system": (None,), "user": (None, "system", "assistant"), "assistant": ("user",)}
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 PACKED = {".gz", ".bz2", ".xz"}
 _JSON, _CSV, _PARQUET = {".jsonl", ".json"}, {".csv": ",", ".tsv": "\t"}, {".parquet"}
@@ -94,19 +99,28 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise FieldError("is", f"not JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise FieldError("is", "not JSON that can be read: nested too deeply") from error
+    except (ValueError, RecursionError) as error:
+        raise FieldError("is", f"not JSON that can be read: {_beyond(error)}") from error
+
+
+def _beyond(error: Exception) -> str:
+    """What json.loads raises beside JSONDecodeError, in words; Python converts no integer of over 4,300 digits."""
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def parse(record: object, where: str) -> list[Example]:
     """The examples that a record holds, at least one. Raises FieldError."""
     if not isinstance(record, Mapping):
         raise FieldError("the record", "is not a JSON object with named fields")
+    if None in record:
+        more = "has more cells than the first row names"
+        raise FieldError("the row", f"{more}: a text that holds the separator has to stand in quotes")
     system = record.get("system")
     before: list[Turn] = [("system", _text("system", system))] if system else []
     for messages, (role, content) in MESSAGES.items():
         if record.get(messages) is not None:
             turns = [*before, *_turns(messages, record[messages], role, content)]
+            _check_order(messages, turns)
             return list(_conversation(messages, turns, where))
     name = _name(record, INSTRUCTION)
     if name is None:
@@ -114,6 +128,7 @@ def parse(record: object, where: str) -> list[Example]:
         raise FieldError("no instruction", f"is there: one of the fields {known} is needed, found {_names(record)}")
     instruction = _text(name, record[name])
     before += _history(record.get("history"))
+    _check_order("history", [*before, ("user", instruction)])
     first = next((content for role, content in before if role == "user"), instruction)
     instances = record.get("instances")
     if instances is None or _name(record, OUTPUT) is not None:
@@ -146,12 +161,21 @@ def _conversation(name: str, turns: list[Turn], where: str) -> Iterator[Example]
     found = False
     for index, (role, content) in enumerate(turns):
         if role == "assistant":
-            if index == 0 or turns[index - 1][0] != "user":
-                raise FieldError(name, "has an assistant's turn that does not follow a user's")
             found = True
             yield Example(where, tuple(turns[:index]), content, first)
     if not found:
         raise FieldError(name, "has no turn of the assistant: there is nothing to learn")
+
+
+def _check_order(name: str, turns: list[Turn]) -> None:
+    """As servers take messages: a system message is the first; then user and assistant in turn, the user first."""
+    before = None
+    for role, _ in turns:
+        if before not in _FOLLOWS[role]:
+            where = f"after one of the {before}" if before else "at its beginning"
+            rule = "a system message comes first, then user and assistant take turns, the user first"
+            raise FieldError(name, f"has a turn of the {role} {where}: {rule}")
+        before = role
 
 
 def _turns(name: str, messages: object, role_name: str, content_name: str) -> Iterator[Turn]:
@@ -208,7 +232,7 @@ def _name(record: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
 
 
 def _names(record: Mapping[str, Any]) -> str:
-    return ", ".join(str(name) for name in record) or "none"
+    return ", ".join(str(name) for name in record if name) or "none"
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
@@ -224,22 +248,23 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
         raise DataError(f"{path}: is empty")
     # The rows are read into memory at once; what `datasets` caches of them is not kept.
     with tempfile.TemporaryDirectory(prefix="plaudit-instruct-") as cache:
-        if suffix in _JSON:
-            yield from _json(path, cache)
-        else:
-            # No guessing of types: "None", "7" and "2026-01-01" are texts.
-            options = {} if suffix in _PARQUET else _csv_options(path, _CSV[suffix])
-            rows = _load(path, cache, "parquet" if suffix in _PARQUET else "csv", **options)
+        if suffix in _PARQUET:
+            rows = _load(path, cache, "parquet")
             yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
+        elif suffix in _CSV:
+            yield from _csv(path, _lines(path, cache), _CSV[suffix])
+        else:
+            yield from _json(path, _lines(path, cache))
 
 
-def _json(path: Path, cache: str) -> Iterator[tuple[str, Any]]:
-    lines = [row["text"] for row in _load(path, cache, "text", encoding="utf-8-sig")]
+def _json(path: Path, lines: list[str]) -> Iterator[tuple[str, Any]]:
     if next((line for line in lines if line.strip()), "").lstrip().startswith("["):
         try:
-            records = json.loads("\n".join(lines))
-        except (json.JSONDecodeError, RecursionError) as error:
+            records = json.loads("".join(lines))
+        except json.JSONDecodeError as error:
             raise DataError(f"{path}: is neither JSON Lines nor a JSON list: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: is not JSON that can be read: {_beyond(error)}") from error
         yield from ((f"{path}, record {number}", record) for number, record in enumerate(records, start=1))
         return
     for number, line in enumerate(lines, start=1):
@@ -247,24 +272,21 @@ def _json(path: Path, cache: str) -> Iterator[tuple[str, Any]]:
             yield f"{path}, line {number}", line
 
 
-def _csv_options(path: Path, separator: str) -> dict[str, Any]:
-    import fsspec
-    from datasets import Features, Value
-
+def _csv(path: Path, lines: list[str], separator: str) -> Iterator[tuple[str, Any]]:
+    """Every cell is a text: "None", "7" and "2026-01-01", too. Those beyond the first row's names are under None."""
+    csv.field_size_limit(sys.maxsize)  # how long an example may be is told in tokens
+    reader = csv.DictReader(lines, delimiter=separator, strict=True)
     try:
-        with fsspec.open(str(path), "rt", compression="infer", encoding="utf-8-sig", newline="") as stream:
-            header = next(csv.reader(stream, delimiter=separator), [])
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise DataError(f"{path}: its first row cannot be read: {error}") from error
-    if len(set(header)) < len(header):
-        raise DataError(f"{path}: its first row names a field twice: {', '.join(header)}")
-    return {
-        "sep": separator,
-        "encoding": "utf-8-sig",
-        "features": Features({name: Value("string") for name in header}),
-        "keep_default_na": False,
-        "na_filter": False,
-    }
+        names = [name for name in reader.fieldnames or () if name]  # pandas leaves its column of row numbers nameless
+        if not names:
+            raise DataError(f"{path}: its first row names no field")
+        if len(set(names)) < len(names):
+            raise DataError(f"{path}: its first row names a field twice: {', '.join(names)}")
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(reader, start=1))
+    except csv.Error as error:
+        begins = f"{path}, line {reader.line_num + 1}: the row that begins here"  # it counts the lines of whole rows
+        right = "a text with a quote in it stands in quotes, and its own are doubled"
+        raise DataError(f"{begins} is not CSV: {error}; {right}") from error
 
 
 def _load(path: Path, cache: str, kind: str, **options: Any) -> list[dict[str, Any]]:
@@ -282,8 +304,15 @@ def _load(path: Path, cache: str, kind: str, **options: Any) -> list[dict[str, A
         raise DataError(f"{path}: cannot be read: {' '.join(str(cause).split())}") from error
 
 
+def _lines(path: Path, cache: str) -> list[str]:
+    """With their ends, which are "\\n" whatever the file has."""
+    return [row["text"] for row in _load(path, cache, "text", encoding="utf-8-sig", keep_linebreaks=True)]
+
+
 def _not_utf8(path: Path) -> str:
-    with path.open("rb") as stream:
+    import fsspec
+
+    with fsspec.open(str(path), "rb", compression="infer") as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 line.decode()

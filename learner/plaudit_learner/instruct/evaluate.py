@@ -48,6 +48,8 @@ class Scores:
     served_nats: list[float]
     """`nats` of the same outputs after prompts as servers make them; the same list if they were annotated so."""
     served_tokens: list[int]
+    discrimination: float | None = None
+    """How well the reward model tells good from bad on judgements held out from it (0.5: a guess); None without one."""
 
     @property
     def loss(self) -> float:
@@ -123,6 +125,7 @@ def evaluate(
         rewards=rewards,
         served_nats=served_nats,
         served_tokens=[len(item.reply) for item in (items if served is None else served)],
+        discrimination=None if reward_model is None else _discrimination(reward_model),
     )
 
 
@@ -152,10 +155,16 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def rouge_l(reply: str, output: str) -> float:
-    """F-measure, 0 to 1, over the words of `text.words`: torchmetrics' own would drop whatever is not ASCII."""
+    """F-measure, 0 to 1, over the words of `text.words`: torchmetrics' own would drop whatever is not ASCII.
+
+    In a text without words, of signs only, what spaces part are words.
+    """
     from torchmetrics.functional.text.rouge import rouge_score
 
-    scores = rouge_score(reply, output, normalizer=str, tokenizer=words, rouge_keys="rougeL")
+    def spoken(text: str) -> list[str]:
+        return words(text) or text.split()
+
+    scores = rouge_score(reply, output, normalizer=str, tokenizer=spoken, rouge_keys="rougeL")
     return float(scores["rougeL_fmeasure"])
 
 
@@ -210,6 +219,8 @@ def judge(before: Scores, after: Scores) -> Verdict:
     if before.rewards:
         wins = win_rate(before.rewards, after.rewards)
         metrics |= {"win_rate": wins.mean, "win_rate_error": wins.error}
+        if after.discrimination is not None:
+            metrics["reward_model_discrimination"] = after.discrimination
     bound = served.mean + MIN_FALL_Z * served.error
     reason = (
         f"the held-out loss did not surely fall: {served.mean:+.3f} nats a token, upper bound {bound:+.3f}, "
@@ -221,6 +232,11 @@ def judge(before: Scores, after: Scores) -> Verdict:
         "held_out_loss_change", served.mean, 0.0, allowed, upper=True, kept=served.mean < allowed, reason=reason
     )
     return Verdict([check], {name: value for name, value in metrics.items() if math.isfinite(value)})
+
+
+def _discrimination(reward_model: RewardModel) -> float:
+    """Of the aspect that it tells worst, of those that it rewards: the learner learns from none below its bound."""
+    return min(reward_model.heads[term.aspect].discrimination for term in reward_model.terms)
 
 
 def _judge(reward_model: RewardModel, policy: Policy, items: list[PromptReply]) -> list[float]:

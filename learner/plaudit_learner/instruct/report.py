@@ -15,6 +15,7 @@ from plaudit_learner.gate.judge import Verdict
 from plaudit_learner.instruct.check import DataReport, Prepared
 from plaudit_learner.instruct.evaluate import Scores, difference, loss_difference
 from plaudit_learner.instruct.tune import Point
+from plaudit_learner.rounds import LEAST_AUC
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _SIZE = (7.0, 3.2)  # inches
@@ -29,7 +30,7 @@ def write(directory: Path, told: Mapping[str, Any]) -> Path:
     (directory / "report.json").write_text(strict_json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["number"] = _number
-    page = environment.from_string(_TEMPLATE.read_text()).render(told, plots=_plots(told))
+    page = environment.from_string(_TEMPLATE.read_text()).render(told, plots=_plots(told), least_auc=LEAST_AUC)
     target = directory / "report.html"
     target.write_text(page)
     return target
@@ -111,7 +112,7 @@ def _plots(told: Mapping[str, Any]) -> list[str]:
         before = told["metrics"].get("held_out_loss_before")
         if before is not None:
             axes.axhline(before, linestyle=":", color="grey", label="held out, before")
-        axes.legend()
+        axes.legend(loc="upper right")
         plots.append(_svg(figure))
         figure, axes = _axes("Learning rate", "update", "")
         axes.plot(*zip(*[(p["step"], p["learning_rate"]) for p in curves if "learning_rate" in p], strict=True))
@@ -120,7 +121,7 @@ def _plots(told: Mapping[str, Any]) -> list[str]:
     if lengths["prompt"]:
         figure, axes = _axes("Length of the examples", "tokens", "examples")
         axes.hist([lengths["prompt"], lengths["output"]], bins=30, label=["prompt", "output"])
-        axes.legend()
+        axes.legend(loc="upper right")
         plots.append(_svg(figure))
     return plots
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
+from safetensors.torch import save as safetensors
 
 from plaudit.artifacts import PolicyStore
 from plaudit.events import POLICIES, EventLog, Record, from_beginning
@@ -64,14 +65,12 @@ class Run:
         model: Path,
         base_model_sha256: str,
         start: str,
-        reward_model: Path | None,
     ) -> None:
         self._settings = settings
         self._prepared = prepared
         self._model = model
         self._base_model_sha256 = base_model_sha256
         self._start = start
-        self._reward_model = reward_model
         self.name = self._named()
         self.directory = settings.home / self.name
 
@@ -96,16 +95,18 @@ class Run:
         """Whether it was killed between its publication and its report."""
         return (self.directory / "adapter").exists() and not (self.directory / "report.html").exists()
 
-    def work(self, policies: PolicyStore) -> Outcome:
+    def work(self, policies: PolicyStore, reward_model: RewardModel | None) -> Outcome:
         """Evaluate, tune, evaluate, judge; what was done before is not done again.
+
+        reward_model: judges the replies; in memory, since the learner overwrites and deletes its own meanwhile.
 
         Raises ArtifactError if the version to begin from cannot be had, ValueError if the reward model does not fit.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         adapter = self._adapter(self._start, policies)
-        before = self._scores("before", adapter, policies)
+        before = self._scores("before", adapter, policies, reward_model)
         curves = self._tuned(adapter)
-        after = self._scores("after", self.directory / "adapter", policies)
+        after = self._scores("after", self.directory / "adapter", policies, reward_model)
         return Outcome(before, after, judge(before, after), curves)
 
     def publish(self, outcome: Outcome, event_log: EventLog, policies: PolicyStore) -> PolicyEvent:
@@ -160,17 +161,18 @@ class Run:
             seed=self._settings.seed,
         )
 
-    def _scores(self, name: str, adapter: Path | None, policies: PolicyStore) -> Scores:
-        file = self.directory / f"{name}-{self._judged()}.json"
+    def _scores(
+        self, name: str, adapter: Path | None, policies: PolicyStore, reward_model: RewardModel | None
+    ) -> Scores:
+        file = self.directory / f"{name}-{self._judged(reward_model)}.json"
         if file.exists():
             return Scores.load(file)
         settings, held_out = self._settings, self._prepared.held_out
         annotator = Annotator(self._model, settings.annotate)
         served = None
-        if settings.annotate != "chat" and annotator.tokenizer.chat_template is not None:
+        if not annotator.as_served:
             as_served = Annotator(self._model, "chat")
             served = [as_served.encode(each.example) for each in held_out]
-        reward_model = RewardModel.load(self._reward_model) if self._reward_model and served is None else None
         reads_with = self._adapter(reward_model.reference, policies) if reward_model else None
         total = len(held_out) * (1 if served is None else 2) + len(held_out[: settings.replies])
         with stage(f"evaluating {name}", total) as tell:
@@ -190,11 +192,11 @@ class Run:
         scores.save(file)
         return scores
 
-    def _judged(self) -> str:
+    def _judged(self, reward_model: RewardModel | None) -> str:
         """Names how replies were made and judged: another way, other scores."""
         settings = self._settings.model_dump(mode="json", include=set(_JUDGE))
-        judge_model = (self._reward_model / "reward_model.safetensors").read_bytes() if self._reward_model else b""
-        return hashlib.sha256(json.dumps(sorted(settings.items())).encode() + judge_model).hexdigest()[:8]
+        weights = safetensors(reward_model.weights) if reward_model else b""
+        return hashlib.sha256(json.dumps(sorted(settings.items())).encode() + weights).hexdigest()[:8]
 
     def _tuned(self, start: Path | None) -> list[Point]:
         """The curves; the weights are in `adapter` then."""
