@@ -35,6 +35,7 @@ from bench.hh import Pair, encode_pairs, read_layers, read_pairs  # noqa: E402
 from bench.report import report  # noqa: E402
 from plaudit import base_model  # noqa: E402
 from plaudit_learner.policy import Policy, PromptReply  # noqa: E402
+from plaudit_learner.reward.calibration import right  # noqa: E402
 from plaudit_learner.reward.features import pooled_layers  # noqa: E402
 from plaudit_learner.reward.judgements import Preference, prompt_folds  # noqa: E402
 from plaudit_learner.reward.model import fit_features  # noqa: E402
@@ -192,7 +193,7 @@ def ours(data: Data, name: str, features_RD: Tensor, *, pessimism: float = 0.0) 
     # Not clipped as rewards are: here, order is all.
     score_R = model.lowered(features_RD[_rows(data.test)], "quality")
     note = f"penalty {model.metrics.penalty:g}, {time.monotonic() - began:.0f} s"
-    return Row(name, model.metrics.accuracy, _right(score_R[::2] - score_R[1::2]), note)
+    return Row(name, model.metrics.accuracy, right(score_R[::2] - score_R[1::2]), note)
 
 
 def pca(data: Data, pooled: Sequence[tuple[str, int]], rank: int) -> Row:
@@ -210,15 +211,15 @@ def pca(data: Data, pooled: Sequence[tuple[str, int]], rank: int) -> Row:
 def length_alone(data: Data) -> Row:
     """The longer reply, or the shorter one, whichever is preferred more often."""
     longer = data.shape[::2, 0] - data.shape[1::2, 0]
-    sign = 1.0 if float(_right(longer[data.train]).mean()) >= 0.5 else -1.0
-    validated = float(_right(sign * longer[data.train]).mean())
-    return Row(LENGTH, validated, _right(sign * longer[data.test]), "longer" if sign > 0 else "shorter")
+    sign = 1.0 if float(right(longer[data.train]).mean()) >= 0.5 else -1.0
+    validated = float(right(sign * longer[data.train]).mean())
+    return Row(LENGTH, validated, right(sign * longer[data.test]), "longer" if sign > 0 else "shorter")
 
 
 def tfidf(data: Data) -> Row:
     """Bag of words and word pairs of the reply; its strength chosen as our penalty is."""
     margin, validated, note = _tfidf(data)
-    return Row(TFIDF, validated, _right(margin), note)
+    return Row(TFIDF, validated, right(margin), note)
 
 
 def both(data: Data, pooled: Sequence[tuple[str, int]]) -> Row:
@@ -228,7 +229,7 @@ def both(data: Data, pooled: Sequence[tuple[str, int]]) -> Row:
     score_R = model.margin(features_RD[_rows(data.test)])
     margin_P, words_P = score_R[::2] - score_R[1::2], _tfidf(data)[0]
     added_P = margin_P / margin_P.std() + words_P / words_P.std()
-    return Row(ADDED, None, _right(added_P))
+    return Row(ADDED, None, right(added_P))
 
 
 def _tfidf(data: Data) -> tuple[Tensor, float, str]:
@@ -253,7 +254,7 @@ def _tfidf(data: Data) -> tuple[Tensor, float, str]:
     ]  # fmt: skip
 
     def validated(strength: float) -> float:
-        return float(np.mean(np.concatenate([margins(*parts, strength) for parts in folds]) > 0))
+        return float(right(torch.tensor(np.concatenate([margins(*parts, strength) for parts in folds]))).mean())
 
     results = {strength: validated(strength) for strength in STRENGTHS}
     best = max(STRENGTHS, key=results.__getitem__)
@@ -269,10 +270,6 @@ def _judgement(pair: Pair, number: int) -> Preference:
 def _rows(pairs: Sequence[int]) -> Tensor:
     first_P = torch.tensor(pairs)
     return torch.stack([2 * first_P, 2 * first_P + 1], dim=1).flatten()
-
-
-def _right(margin_P: Tensor) -> Tensor:
-    return (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
 
 
 def _print(row: Row, baseline: Row) -> None:

@@ -2,7 +2,7 @@
 
 Judgements may have weights, 1 each if none are given: one of weight w counts as w of them would.
 
-Shapes: N judgements.
+Shapes: N judgements, P preferences.
 """
 
 from __future__ import annotations
@@ -63,6 +63,11 @@ def concordance(score_N: Tensor, grade_N: Tensor, weight_N: Tensor | None = None
         wins += float((above_weight_N * (lower + not_higher)).sum()) / 2
         pairs += float(above_weight_N.sum() * below_weight_N.sum())
     return wins / pairs if pairs else float("nan")
+
+
+def right(margin_P: Tensor) -> Tensor:
+    """Which preferences are predicted (P,), of the chosen reply's score less the other's: 1 or 0, and a tie one half."""
+    return (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
 
 
 def reliability(probability_N: Tensor, liked_N: Tensor, weight_N: Tensor | None = None) -> tuple[Bin, ...]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from plaudit_learner.policy import PromptReply
-from plaudit_learner.reward.calibration import auc, bootstrap, brier, concordance, ece, reliability
+from plaudit_learner.reward.calibration import auc, bootstrap, brier, concordance, ece, reliability, right
 from plaudit_learner.reward.judgements import Judgement, Preference, Rating, Vote
 from plaudit_learner.reward.model import RewardModel
 
@@ -70,7 +70,7 @@ def measure(
 
 def _of_pairs(aspect: str, pairs: Sequence[Preference], gap_P: Tensor) -> Iterator[Figure]:
     if pairs:
-        right_P = (gap_P > 0).double() + 0.5 * (gap_P == 0).double()
+        right_P = right(gap_P)
         interval = bootstrap(lambda rows: float(right_P[rows].mean()), _prompts(pairs))
         yield Figure(aspect, "accuracy on pairs", len(pairs), *interval)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from plaudit_learner.reward import head
-from plaudit_learner.reward.calibration import Bin, auc, brier, concordance, ece, mean, reliability
+from plaudit_learner.reward.calibration import Bin, auc, brier, concordance, ece, mean, reliability, right
 from plaudit_learner.reward.judgements import Judgement, cells, prompt_folds, user_folds
 
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -138,7 +138,7 @@ def held_out(
 def measure(predicted: HeldOut, rows: head.Rows, *, penalty: float, users: int, by_user: bool) -> RewardMetrics:
     """The report on predictions of the rows."""
     liked_N, logit_N, weight_N = rows.up_N[rows.thumb_N], predicted.thumb_N[rows.thumb_N], rows.weight_N[rows.thumb_N]
-    preferred_P, weight_P = (predicted.margin_N[rows.pair_N] > 0).double(), rows.weight_N[rows.pair_N]
+    preferred_P, weight_P = right(predicted.margin_N[rows.pair_N]), rows.weight_N[rows.pair_N]
     right_N = torch.cat([((logit_N > 0) == liked_N).double(), preferred_P])
     probability_N = logit_N.sigmoid()
     table = reliability(probability_N, liked_N, weight_N)
