@@ -226,6 +226,31 @@ def test_ratings_alone_teach_the_same_taste() -> None:
     assert model.metrics.bce < 0.8 * model.metrics.bce_constant
 
 
+def test_two_thumbs_among_many_pairs_decide_nothing() -> None:
+    """Whether two thumbs fall right is chance: neither do they hold up what pairs tell, nor wave through noise."""
+    features, votes = synthetic(600, seed=0)
+    sign = [1 if features[i, 0] > features[i + 1, 0] else -1 for i in range(0, 600, 2)]
+    rows = [row for i, s in zip(range(0, 600, 2), sign, strict=True) for row in (i, i + 1)[::s]]
+    pairs = [Preference(votes[a].item, votes[b].item) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    thumbs = features[[rows[1], rows[200]]]  # a dispreferred reply liked, a preferred one disliked
+    false = [Vote(PromptReply((7,), (1,), False), True), Vote(PromptReply((8,), (2,), False), False)]
+    metrics = fit_features(torch.cat([thumbs, features[rows]]), false, pairs).metrics
+    assert metrics.pair_accuracy is not None
+    assert metrics.auc == 0
+    assert metrics.discrimination == pytest.approx(300 / 302 * metrics.pair_accuracy)
+    assert metrics.discrimination > 0.8
+    known = f"AUC 0.00 on 2 thumbs, share right {metrics.pair_accuracy:.2f} on 300 preferences"
+    assert metrics.told_by == f"{metrics.discrimination:.2f} by weight of {known}"
+    faint = dataclasses.replace(metrics, weights={"thumbs": 0.5, "ratings": 0.0, "preferences": 1.5})
+    assert faint.discrimination == pytest.approx(0.75 * metrics.pair_accuracy), "by weight, not by number"
+
+
+def test_thumbs_alone_are_told_by_their_auc() -> None:
+    metrics = fit_features(*synthetic(60, seed=0)).metrics
+    assert metrics.discrimination == metrics.auc, "to the bit"
+    assert metrics.told_by == f"AUC {metrics.auc:.2f} on 60 thumbs"
+
+
 def test_a_user_never_lies_in_two_folds() -> None:
     """Thumbs decided by the voter alone cannot be predicted of another voter; folds by prompt say they can."""
     random_ = random.Random(0)

@@ -66,7 +66,7 @@ def concordance(score_N: Tensor, grade_N: Tensor, weight_N: Tensor | None = None
 
 
 def right(margin_P: Tensor) -> Tensor:
-    """Which preferences are predicted (P,), of the chosen reply's score less the other's: 1 or 0, and a tie one half."""
+    """Which preferences are predicted (P,), of the chosen reply's score less the other's: 1 or 0, a tie one half."""
     return (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
 
 

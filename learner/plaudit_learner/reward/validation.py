@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -60,14 +60,42 @@ class RewardMetrics:
     """Their mean squared error."""
     reliability: tuple[Bin, ...] = ()
     """What was predicted beside what came, in tenths."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """What the thumbs, ratings and preferences weigh; models of older releases do not say, then each counts 1."""
 
     @property
     def discrimination(self) -> float:
-        """How well it tells good from bad, 0.5 for one who guesses: by thumbs, else by ratings, else by preferences."""
-        for value in (None if math.isnan(self.auc) else self.auc, self.concordance, self.pair_accuracy):
-            if value is not None:
-                return value
-        return math.nan
+        """Probability of putting the better of two replies first, 0.5 for one who guesses; nan if it cannot be told.
+
+        AUC of thumbs, concordance of ratings and share of pairs right, each by what its kind weighs: of one kind alone
+        it is that kind's figure, and two thumbs among hundreds of pairs decide nothing.
+        """
+        told = self._told()
+        if len(told) == 1:  # to the bit
+            return told[0][3]
+        total = sum(weight for *_, weight in told)
+        return sum(weight * value for *_, value, weight in told) / total if total else math.nan
+
+    @property
+    def told_by(self) -> str:
+        """What `discrimination` is made of, in words."""
+        told = self._told()
+        if len(told) == 1:
+            return _by(*told[0][:4])
+        return f"{self.discrimination:.2f} by weight of " + ", ".join(_by(*row[:4]) for row in told)
+
+    def _told(self) -> list[tuple[str, int, str, float, float]]:
+        """(figure, judgements, kind, value, weight) of the kinds that say something."""
+        kinds = (
+            ("AUC", self.votes, "thumbs", self.auc),
+            ("concordance", self.ratings, "ratings", self.concordance),
+            ("share right", self.preferences, "preferences", self.pair_accuracy),
+        )
+        return [
+            (figure, count, kind, value, self.weights.get(kind, float(count)))
+            for figure, count, kind, value in kinds
+            if value is not None and not math.isnan(value)
+        ]
 
     def summary(self) -> str:
         """One line for the log."""
@@ -143,6 +171,7 @@ def measure(predicted: HeldOut, rows: head.Rows, *, penalty: float, users: int, 
     probability_N = logit_N.sigmoid()
     table = reliability(probability_N, liked_N, weight_N)
     rated_N = rows.rated_N
+    kinds = {"thumbs": rows.thumb_N, "ratings": rated_N, "preferences": rows.pair_N}
     return RewardMetrics(
         votes=len(liked_N),
         preferences=len(preferred_P),
@@ -159,6 +188,7 @@ def measure(predicted: HeldOut, rows: head.Rows, *, penalty: float, users: int, 
         ece=_known(ece(table)),
         brier=_known(brier(probability_N, liked_N, weight_N)),
         reliability=table,
+        weights={kind: float(rows.weight_N[kind_N].sum()) for kind, kind_N in kinds.items()},
         penalty=penalty,
     )
 
@@ -170,6 +200,10 @@ def _constant_loss(rows: head.Rows) -> float:
         weight_V = torch.bincount(verdict_N[kind_N], weights=rows.weight_N[kind_N])
         nats -= float(torch.xlogy(weight_V, weight_V / weight_V.sum()).sum()) if len(weight_V) else 0.0
     return nats / float(rows.weight_N.sum())
+
+
+def _by(figure: str, count: int, kind: str, value: float) -> str:
+    return f"{figure} {value:.2f} on {count} {kind}"
 
 
 def _known(value: float) -> float | None:
