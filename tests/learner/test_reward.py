@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import os
 import random
 import re
@@ -336,6 +338,25 @@ def test_real_replies_round_trip(tiny_model: Path, tmp_path: Path) -> None:
     assert loaded.metrics == model.metrics
     assert loaded.prompts == {prompt_key(item.prompt) for item in items}
     torch.testing.assert_close(loaded.score(policy, items[:5]), model.score(policy, items[:5]))
+
+
+def test_what_cannot_be_told_is_null_in_the_file(tmp_path: Path) -> None:
+    """Without thumbs there is no AUC; NaN is no JSON. Files of older releases have it, and are read."""
+    features, votes = synthetic(60, seed=0)
+    model = fit_features(features, [], ratings=[Rating(vote.item, 4 if vote.liked else 2) for vote in votes])
+    model.save(tmp_path)
+    file = tmp_path / "reward_model.json"
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert json.loads(file.read_text(), parse_constant=refuse)["heads"]["quality"]["auc"] is None
+    for _ in range(2):
+        metrics = RewardModel.load(tmp_path).metrics
+        assert math.isnan(metrics.auc)
+        assert metrics.pair_accuracy is None
+        assert metrics.discrimination == model.metrics.concordance
+        file.write_text(file.read_text().replace('"auc": null', '"auc": NaN'))
 
 
 FILES = ("reward_model.safetensors", "reward_model.json")

@@ -9,8 +9,9 @@ Shapes: N judgements, P preferences.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +63,14 @@ class RewardMetrics:
     """What was predicted beside what came, in tenths."""
     weights: dict[str, float] = field(default_factory=dict)
     """What the thumbs, ratings and preferences weigh; models of older releases do not say, then each counts 1."""
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> RewardMetrics:
+        """From what `asdict` made and JSON kept. Raises KeyError and TypeError if it is something else."""
+        # JSON has no nan: null stands for it where there has to be a number.
+        required = {each.name for each in fields(cls) if each.default is MISSING and each.default_factory is MISSING}
+        row = {name: math.nan if value is None and name in required else value for name, value in described.items()}
+        return cls(**{**row, "reliability": tuple(Bin(**bin_) for bin_ in described["reliability"])})
 
     @property
     def discrimination(self) -> float:
