@@ -51,7 +51,10 @@ def test_reads_each_kind(tmp_path: Path) -> None:
         ({"messages": []}, "messages: "),
         ({"messages": [{"role": "bot", "content": "x"}]}, "messages[0].role: Input should be 'system', 'user' or"),
         ({"messages": [*QUESTION, {"role": "assistant", "content": "x"}]}, "messages: Value error, the last message"),
-        ({"reply": ""}, "reply: "),
+        ({"reply": ""}, "reply: Value error, is empty; give what was said"),
+        ({"reply": " \n"}, "reply: Value error, is empty"),
+        ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content: Value error, is empty"),
+        ({"thumb": None, "preferred_over": " "}, "preferred_over: Value error, is empty"),
         ({"reply": None}, "reply: "),
         ({"thumb": "sideways"}, "thumb: Input should be 'up' or 'down'"),
         ({"rating": 3}, "exactly one of thumb, rating, preferred_over (given: thumb, rating)"),
@@ -77,6 +80,12 @@ def test_says_what_is_wrong(tmp_path: Path, change: dict[str, Any], says: str) -
         read(file)
     assert str(caught.value).startswith(f"{file}:2: ")
     assert says in str(caught.value)
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "feedback.jsonl"
+    file.write_text("\ufeff" + json.dumps(GOOD), encoding="utf-8")
+    assert [(number, line.reply) for number, line in read(file)] == [(1, GOOD["reply"])]
 
 
 def test_says_what_is_wrong_with_the_file(tmp_path: Path) -> None:

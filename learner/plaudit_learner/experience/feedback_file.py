@@ -23,11 +23,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from plaudit_learner.reward.aspects import DEFAULT_ASPECT
 
-_Text = Annotated[str, StringConstraints(min_length=1)]
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty; give what was said")
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_not_blank)]
 _VERDICTS = ("thumb", "rating", "preferred_over")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -42,7 +58,7 @@ class Turn(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: _Text
 
 
 class Line(BaseModel):
@@ -90,7 +106,7 @@ class Line(BaseModel):
 def read(path: Path) -> list[tuple[int, Line]]:
     """(line number, judgement) of every line that is not empty. Raises FeedbackFileError at the first that is wrong."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8").removeprefix("\ufeff")  # as some programs begin a file
     except OSError as error:
         raise FeedbackFileError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
