@@ -302,6 +302,12 @@ def test_evaluates_on_what_was_not_trained_on(home: Home, capsys: pytest.Capture
     report = json.loads(capsys.readouterr().out)
     assert (report["judgements"], report["left_out"]) == (64, 21)
 
+    changed = [thumb(liked, user="ann") for liked in (True, False)]
+    held_out.write_text("\n".join(map(json.dumps, [*taste(60, seed=1), *changed])))
+    assert evaluate_reward_model.main([f"--data={held_out}", "--as-json", *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["judgements"], report["left_out"], report["replaced"]) == (61, 0, 1), "as the import has it"
+
     held_out.write_text("\n".join(json.dumps(line) for line in taste(60, seed=1) if line.get("thumb") == "up"))
     assert evaluate_reward_model.main([f"--data={held_out}", "--as-json", *options]) == 0
     said = capsys.readouterr().out

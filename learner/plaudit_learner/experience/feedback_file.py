@@ -19,7 +19,9 @@ the later line is later. Lines without a user are of somebody else each.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -75,6 +77,10 @@ class Line(BaseModel):
     user: Annotated[str, StringConstraints(max_length=256)] = ""
     time: datetime | None = None
 
+    def at(self, otherwise: int) -> int:
+        """When, in microseconds since 1970; `otherwise` if the line does not say."""
+        return otherwise if self.time is None else (self.time - EPOCH) // timedelta(microseconds=1)
+
     @field_validator("messages")
     @classmethod
     def _ends_with_the_user(cls, messages: tuple[Turn, ...]) -> tuple[Turn, ...]:
@@ -122,6 +128,25 @@ def read(path: Path) -> list[tuple[int, Line]]:
     if not lines:
         raise FeedbackFileError(f"{path}: holds no judgements; give one JSON object on each line")
     return lines
+
+
+def written(path: Path) -> int:
+    """When the file was last modified, in microseconds since 1970; not before that, nor after now. Raises OSError."""
+    return max(0, min(path.stat().st_mtime_ns, time.time_ns()) // 1000)
+
+
+def standing(lines: Sequence[tuple[int, Line]], written: int) -> list[tuple[int, Line]]:
+    """The lines that no later one replaces, as the experience store has it once they are imported.
+
+    Thumbs and ratings of one user on one reply and aspect replace one another, and so does the same preference.
+    """
+    last: dict[object, tuple[int, int, Line]] = {}
+    for number, line in lines:
+        slot = (line.user or number, line.messages, line.reply, line.aspect, line.preferred_over)
+        at = line.at(written + number)  # of lines without a time, the later one is later
+        if slot not in last or at >= last[slot][0]:
+            last[slot] = at, number, line
+    return sorted(((number, line) for _, number, line in last.values()), key=lambda row: row[0])
 
 
 def _first(error: ValidationError) -> str:

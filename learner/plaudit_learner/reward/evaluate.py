@@ -16,7 +16,7 @@ from plaudit.base_model import PACKAGED
 from plaudit.releases import BASE
 from plaudit.settings import Settings, parse
 from plaudit_learner.config import EXPERIENCE
-from plaudit_learner.experience.feedback_file import FeedbackFileError, read
+from plaudit_learner.experience.feedback_file import FeedbackFileError, read, standing, written
 
 PROGRAM = "plaudit evaluate reward-model"
 
@@ -58,7 +58,8 @@ def run(settings: EvaluateSettings) -> str:
     Raises FeedbackFileError, ModelNotFound, OSError, ValueError if there is nothing to evaluate, and sqlite3.Error if
     the experience store cannot be used.
     """
-    lines = read(settings.data)
+    said = read(settings.data)
+    lines = standing(said, written(settings.data))
     directory = newest(settings.state_dir)
 
     from plaudit import base_model
@@ -116,11 +117,14 @@ def run(settings: EvaluateSettings) -> str:
     figures = measure(reward_model, features, votes, preferences, ratings)
     if settings.as_json:
         shown = {"round": int(directory.name), "judgements": len(lines) - left_out, "left_out": left_out}
+        shown["replaced"] = len(said) - len(lines)
         return strict_json.dumps({**shown, "figures": [asdict(figure) for figure in figures]})
     title = (
         f"reward model of round {directory.name}, by {len(lines) - left_out} judgements; {left_out} left out: "
         "the model or the experience store knows their prompts, or there is no head for their aspect"
     )
+    if len(said) > len(lines):
+        title += f"; {len(said) - len(lines)} replaced by a later one of the same user"
     header = f"{'aspect':12} {'what':24} {'value':>6}  (95 %)         judgements"
     return "\n".join([title, header, *(figure.text() for figure in figures)])
 
