@@ -94,7 +94,8 @@ def policies(
         if html is not None:
             told = (
                 f"{len(found.pairs)} pairs of replies to the prompts of {prompts.name}, of at most {max_tokens} "
-                f"tokens, temperature {temperature:g}, seed {seed}; the same seed on both sides."
+                f"tokens, temperature {temperature:g}, seed {seed}; the same seed on both sides. Of top_p and stop "
+                "strings the server's defaults applied (--default-top-p, --default-stop)."
             )
             if who is not None:
                 told += f" True approval is that of {who.name}: {who.description}."
