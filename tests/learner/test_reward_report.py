@@ -13,8 +13,9 @@ from plaudit.wilson import wilson
 from plaudit_learner.policy import PromptReply
 from plaudit_learner.reward import reliability_report
 from plaudit_learner.reward.judgements import Preference
+from plaudit_learner.reward.model import fit_features
 from plaudit_learner.reward.report import Figure, measure, reliability_tables
-from tests.learner.test_reward import fit_features, synthetic
+from tests.learner.test_reward import synthetic
 
 
 def test_few_prompts_claim_little() -> None:

@@ -66,11 +66,13 @@ class RewardMetrics:
 
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> RewardMetrics:
-        """From what `asdict` made and JSON kept. Raises KeyError and TypeError if it is something else."""
+        """From what `asdict` made and JSON kept. Raises KeyError, TypeError or ValueError if it is something else."""
         # JSON has no nan: null stands for it where there has to be a number.
         required = {each.name for each in fields(cls) if each.default is MISSING and each.default_factory is MISSING}
-        row = {name: math.nan if value is None and name in required else value for name, value in described.items()}
-        return cls(**{**row, "reliability": tuple(Bin(**bin_) for bin_ in described["reliability"])})
+        row: dict[str, Any] = {
+            name: math.nan if value is None and name in required else value for name, value in dict(described).items()
+        }
+        return cls(**{**row, "reliability": tuple(Bin(**bin_) for bin_ in row["reliability"])})
 
     @property
     def discrimination(self) -> float:
