@@ -331,7 +331,8 @@ def loop() -> Json:
             [
                 Panel(
                     "Tells good from bad",
-                    "Area under the ROC curve on votes held out by prompt; below 0.55 nothing is learnt from it.",
+                    "Whether the better reply scores higher, on votes held out by prompt: AUC of thumbs, concordance "
+                    "of ratings, share of pairs right, by weight; below 0.55 nothing is learnt from it.",
                     [(of("plaudit_reward_model_auc"), "{{aspect}}")],
                     thresholds=((None, "red"), (0.55, "green")),
                     least=0.5,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -22,7 +23,9 @@ from plaudit_cli.tally import Approval, Summary
 from plaudit_client import AsyncClient, FinishReason, InvalidRequest, NotFound
 
 OPENING = 4
-"""Words of a reply that are its opening."""
+"""Words of a reply that are its opening; of writing without spaces, each character counts as one."""
+_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Thai, kana, Han
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,4 +192,4 @@ def _approval(persona: Persona, prompt: str, reply: str, finished: bool) -> floa
 
 
 def _openings(replies: Sequence[Said]) -> float:
-    return len({tuple(said.text.split()[:OPENING]) for said in replies}) / len(replies)
+    return len({tuple(_WORD.findall(said.text)[:OPENING]) for said in replies}) / len(replies)

@@ -94,7 +94,8 @@ def policies(
         if html is not None:
             told = (
                 f"{len(found.pairs)} pairs of replies to the prompts of {prompts.name}, of at most {max_tokens} "
-                f"tokens, temperature {temperature:g}, seed {seed}; the same seed on both sides."
+                f"tokens, temperature {temperature:g}, seed {seed}; the same seed on both sides. Of top_p and stop "
+                "strings the server's defaults applied (--default-top-p, --default-stop)."
             )
             if who is not None:
                 told += f" True approval is that of {who.name}: {who.description}."
@@ -131,6 +132,7 @@ def reward_model(
     data: Annotated[Path, typer.Option(help="Judgements, JSON Lines as `plaudit import` takes them.")],
     learner: Annotated[Path, typer.Option(help="The learner's directory.")] = Path(".plaudit/learner"),
     model: Annotated[str, typer.Option(help="The deployment's: smollm2, or a directory.")] = "smollm2",
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report with the reliability plot.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Accuracy on pairs, AUC and calibration on thumbs, with 95 % intervals; what was trained on is left out."""
@@ -141,5 +143,6 @@ def reward_model(
         f"--data={data}",
         f"--state-dir={learner}",
         f"--model={model}",
+        *([] if html is None else [f"--html={html}"]),
         *(["--as-json"] if as_json else []),
     )

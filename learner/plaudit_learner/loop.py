@@ -333,7 +333,7 @@ class Learner:
             if not quality.discrimination > rounds.LEAST_AUC:
                 raise NotEnoughVotesError(
                     f"it cannot tell good from bad {term.aspect} yet "
-                    f"(AUC {quality.discrimination:.2f}, at least {rounds.LEAST_AUC} is needed)"
+                    f"({quality.told_by}; more than {rounds.LEAST_AUC} is needed)"
                 )
         return reward_model
 

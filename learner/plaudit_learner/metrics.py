@@ -157,7 +157,8 @@ class LearnerMetrics:
         )
         self.reward_model_auc = Gauge(
             "plaudit_reward_model_auc",
-            "Area under the ROC curve on votes held out by prompt, by aspect; NaN if it cannot be told.",
+            "Probability of putting the better of two replies first, on votes held out by prompt, by aspect: AUC of "
+            "thumbs, concordance of ratings, share of pairs right, averaged by weight; NaN if it cannot be told.",
             ["aspect"],
             registry=registry,
         )
@@ -235,7 +236,7 @@ class LearnerMetrics:
             metric.clear()
         self.reward_model_judgements.clear()
         for aspect, head in reward_model.heads.items():
-            self.reward_model_auc.labels(aspect).set(head.auc)
+            self.reward_model_auc.labels(aspect).set(head.discrimination)
             self.reward_model_accuracy.labels(aspect).set(head.accuracy)
             if head.ece is not None:
                 self.reward_model_ece.labels(aspect).set(head.ece)

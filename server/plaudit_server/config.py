@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from plaudit.addresses import is_loopback
 from plaudit.base_model import PACKAGED
 from plaudit.settings import ASPECTS, ProgramSettings
+from plaudit_server import sampling_bounds as bounds
 
 
 class ServerSettings(ProgramSettings):
@@ -68,12 +69,14 @@ class ServerSettings(ProgramSettings):
     """The longest reply that a request may ask for, in tokens."""
     default_max_tokens: int = Field(default=256, ge=1)
     """Length limit of a reply when the request does not say, in tokens."""
-    default_temperature: float = Field(default=0.7, ge=0, le=2)
-    """Temperature when the request does not say."""
+    default_temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(bounds.temperature)] = 0.7
+    """Temperature when the request does not say: 0 (greedy), or 0.01 to 2."""
     default_top_p: float = Field(default=1.0, gt=0, le=1)
     """top_p when the request does not say."""
-    default_stop: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(default=[], max_length=8)
-    """Strings before which a reply ends when the request names none, as a JSON list."""
+    default_stop: list[
+        Annotated[str, Field(min_length=1, max_length=bounds.MAX_STOP_BYTES), AfterValidator(bounds.stop)]
+    ] = Field(default=[], max_length=bounds.MAX_STOPS)
+    """Strings before which a reply ends when the request names none, as a JSON list: at most 8, of 1 to 64 bytes."""
     max_running: int = Field(default=16, ge=1)
     """Replies that are sampled at once."""
     max_waiting: int = Field(default=16, ge=0)

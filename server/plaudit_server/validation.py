@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from plaudit.v1.chat_pb2 import Message, Role, StreamChatRequest
+from plaudit_server import sampling_bounds as bounds
 from plaudit_server.config import ServerSettings
 from plaudit_server.engine import Sampling
 from plaudit_server.refusal import invalid
+
+T = TypeVar("T")
 
 _MAX_MESSAGES = 256
 _MAX_CONTENT_BYTES = 65_536
 _BYTES_A_TOKEN = (
     32  # prose has 3 to 5; more than this on average, and only to be tokenised and then refused, is no chat
 )
-_MAX_STOPS = 8
-_MAX_STOP_BYTES = 64
-# Below it vLLM samples at this temperature whatever was asked for, and the record would be wrong.
-_LEAST_TEMPERATURE = 0.01
-
-
-# All control characters but tab, newline, vertical tab, form feed, carriage return and next line, which come with text
-# that was pasted. Nobody types the others and no tokenizer was made for them; what reads the text after us (a terminal
-# that shows an operator a conversation, a program that ends strings at NUL) may obey them. What writes right to left or
-# joins emoji is not among them.
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
 
 def most_text(settings: ServerSettings) -> int:
@@ -43,17 +35,15 @@ def check_text(field: str, text: str, most: int) -> int:
         raise invalid(field, f"is empty; give 1 to {most:,} bytes of text")
     if size > most:
         raise invalid(field, f"has {size:,} bytes; the most is {most:,}")
-    _check_controls(field, text)
+    _check(field, bounds.no_controls, text)
     return size
 
 
-def _check_controls(field: str, text: str) -> None:
-    if found := _CONTROL.search(text):
-        raise invalid(
-            field,
-            f"holds the control character U+{ord(found[0]):04X} at character {found.start()};"
-            " of those only white space is text",
-        )
+def _check(field: str, bound: Callable[[T], T], value: T) -> None:
+    try:
+        bound(value)
+    except ValueError as error:
+        raise invalid(field, str(error)) from None
 
 
 def check_identifier(field: str, text: str, most: int) -> None:
@@ -103,23 +93,15 @@ def check_sampling(request: StreamChatRequest, settings: ServerSettings) -> Samp
     temperature = asked.temperature if asked.HasField("temperature") else settings.default_temperature
     top_p = asked.top_p if asked.HasField("top_p") else settings.default_top_p
     max_tokens = asked.max_tokens if asked.HasField("max_tokens") else settings.default_max_tokens
-    # Written so that NaN fails too. In a request 0.01 is in single precision, and a little less.
-    if temperature != 0 and not _LEAST_TEMPERATURE - 1e-9 <= temperature <= 2:
-        raise invalid(
-            "sampling.temperature", f"is {temperature:g}; it must be 0 (greedy), or {_LEAST_TEMPERATURE:g} to 2"
-        )
+    _check("sampling.temperature", bounds.temperature, temperature)
     if not 0 < top_p <= 1:
         raise invalid("sampling.top_p", f"is {top_p:g}; it must be above 0 and at most 1")
     if not 1 <= max_tokens <= settings.max_tokens:
         raise invalid("sampling.max_tokens", f"is {max_tokens}; it must be 1 to {settings.max_tokens}")
-    if len(asked.stop) > _MAX_STOPS:
-        raise invalid("sampling.stop", f"has {len(asked.stop)} strings; the most is {_MAX_STOPS}")
+    if len(asked.stop) > bounds.MAX_STOPS:
+        raise invalid("sampling.stop", f"has {len(asked.stop)} strings; the most is {bounds.MAX_STOPS}")
     for index, stop in enumerate(asked.stop):
-        if not 1 <= len(stop.encode()) <= _MAX_STOP_BYTES:
-            raise invalid(
-                f"sampling.stop[{index}]", f"has {len(stop.encode())} bytes; it must have 1 to {_MAX_STOP_BYTES}"
-            )
-        _check_controls(f"sampling.stop[{index}]", stop)
+        _check(f"sampling.stop[{index}]", bounds.stop, stop)
     return Sampling(
         temperature=temperature,
         top_p=top_p,

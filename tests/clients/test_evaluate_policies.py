@@ -54,6 +54,8 @@ async def test_side_by_side(run: Run, server: str, prompts: str, deployment: Dep
     assert page.count('<img alt="') == 2
     assert page.count('src="data:image/svg+xml;base64,') == 2, "no other file is needed"
     assert "color-scheme: light dark" in page
+    assert "of at most 6 tokens, temperature 0.7, seed 0" in page
+    assert "Of top_p and stop strings the server&#x27;s defaults applied" in page
 
     again = await run("evaluate", "policies", "--version", "v1", *arguments, server=server)
     assert again.out.splitlines() == lines[:-1], "the same seed says the same"
@@ -114,6 +116,16 @@ def test_figures() -> None:
     assert comparison_report.cells(approval) == ("true approval", "0.650", "0.600", "+0.050 ± 0.250")
     alone = Comparison("v2", "v1", pairs[:1], skipped=0)
     assert comparison_report.cells(alone.rows[0]) == ("length, tokens", "1.000", "1.000", "+0.000")
+
+
+@pytest.mark.parametrize(
+    "opening", ["Sure, I would love to help with", "好的，我很乐意帮助你。这是", "もちろん、", "ยินดีช่วย"]
+)
+def test_one_opening_is_one_in_any_writing(opening: str) -> None:
+    """Where no spaces are written, the whole reply was one word, and each of these openings its own."""
+    one = [Pair(user(str(i)), said(f"{opening}{i}", 0.5), said(f"{i} {opening}", 0.5)) for i in range(5)]
+    row = next(row for row in Comparison("v2", "v1", one, skipped=0).rows if row.name == "distinct openings, share")
+    assert (row.ours, row.theirs) == (0.2, 1.0)
 
 
 def test_a_terminal_obeys_no_reply(capsys: pytest.CaptureFixture[str]) -> None:

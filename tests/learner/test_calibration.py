@@ -85,4 +85,17 @@ def test_bootstrap_draws_groups_not_rows() -> None:
 
 def test_bootstrap_without_rows_or_without_an_answer() -> None:
     assert math.isnan(bootstrap(lambda _: math.nan, []).low)
-    assert math.isnan(bootstrap(lambda _: math.nan, [1, 2]).high)
+    assert math.isnan(bootstrap(lambda _: math.nan, list(range(20))).high)
+
+
+def test_bootstrap_of_too_little_is_unknown_not_certain() -> None:
+    """Ten judgements on one prompt, 6 right; nine prompts; twenty that all agree. It said 0.600 to 0.600."""
+    mixed = torch.tensor([1.0] * 6 + [0.0] * 4, dtype=torch.float64).repeat(2)
+    for rows, groups in ((10, [1] * 10), (9, list(range(9)))):
+        value, low, high = bootstrap(lambda drawn: float(mixed[drawn].mean()), groups)
+        assert value == pytest.approx(float(mixed[:rows].mean()))
+        assert math.isnan(low)
+        assert math.isnan(high)
+    known = bootstrap(lambda drawn: float(mixed[drawn].mean()), list(range(10)))
+    assert known.low < known.value < known.high
+    assert math.isnan(bootstrap(lambda drawn: float(torch.ones(20)[drawn].mean()), list(range(20))).low)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plaudit_learner.experience.feedback_file import FeedbackFileError, read
+from plaudit_learner.experience.feedback_file import FeedbackFileError, read, standing
 
 QUESTION = [{"role": "user", "content": "Why is the sky blue?"}]
 GOOD: dict[str, Any] = {"messages": QUESTION, "reply": "It scatters.", "thumb": "up"}
@@ -51,7 +51,10 @@ def test_reads_each_kind(tmp_path: Path) -> None:
         ({"messages": []}, "messages: "),
         ({"messages": [{"role": "bot", "content": "x"}]}, "messages[0].role: Input should be 'system', 'user' or"),
         ({"messages": [*QUESTION, {"role": "assistant", "content": "x"}]}, "messages: Value error, the last message"),
-        ({"reply": ""}, "reply: "),
+        ({"reply": ""}, "reply: Value error, is empty; give what was said"),
+        ({"reply": " \n"}, "reply: Value error, is empty"),
+        ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content: Value error, is empty"),
+        ({"thumb": None, "preferred_over": " "}, "preferred_over: Value error, is empty"),
         ({"reply": None}, "reply: "),
         ({"thumb": "sideways"}, "thumb: Input should be 'up' or 'down'"),
         ({"rating": 3}, "exactly one of thumb, rating, preferred_over (given: thumb, rating)"),
@@ -77,6 +80,33 @@ def test_says_what_is_wrong(tmp_path: Path, change: dict[str, Any], says: str) -
         read(file)
     assert str(caught.value).startswith(f"{file}:2: ")
     assert says in str(caught.value)
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "feedback.jsonl"
+    file.write_text("\ufeff" + json.dumps(GOOD), encoding="utf-8")
+    assert [(number, line.reply) for number, line in read(file)] == [(1, GOOD["reply"])]
+
+
+def test_a_later_statement_of_one_person_replaces_an_earlier_one(tmp_path: Path) -> None:
+    """Thumbs and ratings share a place; another user, aspect, reply, or nobody named, is another one."""
+    rated = {**GOOD, "thumb": None, "rating": 2, "user": "ann"}
+    pair = {**GOOD, "thumb": None, "preferred_over": "No.", "user": "ann"}
+    file = write(
+        tmp_path / "feedback.jsonl",
+        {**GOOD, "user": "ann"},
+        {**GOOD, "user": "bob", "time": "2026-01-02"},
+        {**GOOD, "user": "bob", "time": "2026-01-01", "thumb": "down"},
+        GOOD,
+        {**GOOD, "thumb": "down"},
+        {**GOOD, "user": "ann", "aspect": "tone"},
+        pair,
+        pair,
+        {**pair, "preferred_over": "Yes."},
+        rated,
+    )
+    recent = 1_790_000_000_000_000  # in 2026, after the times above
+    assert [number for number, _ in standing(read(file), recent)] == [2, 4, 5, 6, 8, 9, 10]
 
 
 def test_says_what_is_wrong_with_the_file(tmp_path: Path) -> None:

@@ -159,9 +159,13 @@ def test_held_out_figures_by_hand() -> None:
     assert found.auc == pytest.approx((0.25 * 1) / (0.25 * 1.5))
     assert found.accuracy == pytest.approx((1 + 0.25 + 1) / 3.25)
     assert found.pair_accuracy == pytest.approx(1 / 1.5)
+    assert found.weights == {"thumbs": 1.75, "ratings": 0.0, "preferences": 1.5}
     assert found.bce == pytest.approx((0.1 + 0.5 * 0.2 + 0.25 * 0.4 + 0.3 + 0.5 * 0.6) / 3.25)
     entropy = -1.5 * math.log(1.5 / 1.75) - 0.25 * math.log(0.25 / 1.75)
     assert found.bce_constant == pytest.approx((entropy + 1.5 * math.log(2)) / 3.25)
+    margin[3] = 0.0  # says nothing of the pair
+    tied = measure(HeldOut(margin, likelihood, margin, []), rows, penalty=0.1, users=0, by_user=False)
+    assert tied.pair_accuracy == pytest.approx(0.5 / 1.5)
 
 
 def test_another_start_gives_the_same_answer() -> None:

@@ -295,12 +295,36 @@ def test_evaluates_on_what_was_not_trained_on(home: Home, capsys: pytest.Capture
     assert figures["accuracy on pairs"]["value"] > 0.9
     assert figures["accuracy on pairs"]["judgements"] == 20
     assert figures["AUC on thumbs"]["value"] > 0.9
-    assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in figures.values())
+    assert figures["accuracy on pairs"]["low"] < figures["accuracy on pairs"]["high"], "also if all are right"
+    for figure in figures.values():
+        if figure["low"] is None:  # unknown: no draw differs
+            assert figure["value"] == 1
+        else:
+            assert figure["low"] <= figure["value"] <= figure["high"]
+
+    table = report["reliability"]["quality"]
+    assert sum(row["count"] for row in table) == figures["AUC on thumbs"]["judgements"]
+    gaps = [row["count"] / 40 * abs(row["predicted"] - row["observed"]) for row in table]
+    assert sum(gaps) == pytest.approx(figures["ECE on thumbs"]["value"])
+    page = home.path / "report.html"
+    assert evaluate_reward_model.main([f"--data={held_out}", f"--html={page}", *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"report: {page}"
+    start = lines.index("reliability  predicted  share up  thumbs") + 1
+    shown = [[float(cell) for cell in line.split()[1:]] for line in lines[start : start + len(table)]]
+    assert shown == [[round(row["predicted"], 3), round(row["observed"], 3), row["count"]] for row in table]
+    assert page.read_text().count('src="data:image/svg+xml;base64,') == 1, "no other file is needed"
 
     home.store._db.execute("DELETE FROM interactions")  # as when newer replies come: what it was fitted on has left
     assert evaluate_reward_model.main([f"--data={held_out}", "--as-json", *options]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["judgements"], report["left_out"]) == (64, 21)
+
+    changed = [thumb(liked, user="ann") for liked in (True, False)]
+    held_out.write_text("\n".join(map(json.dumps, [*taste(60, seed=1), *changed])))
+    assert evaluate_reward_model.main([f"--data={held_out}", "--as-json", *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["judgements"], report["left_out"], report["replaced"]) == (61, 0, 1), "as the import has it"
 
     held_out.write_text("\n".join(json.dumps(line) for line in taste(60, seed=1) if line.get("thumb") == "up"))
     assert evaluate_reward_model.main([f"--data={held_out}", "--as-json", *options]) == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import os
 import random
 import re
@@ -226,6 +228,31 @@ def test_ratings_alone_teach_the_same_taste() -> None:
     assert model.metrics.bce < 0.8 * model.metrics.bce_constant
 
 
+def test_two_thumbs_among_many_pairs_decide_nothing() -> None:
+    """Whether two thumbs fall right is chance: neither do they hold up what pairs tell, nor wave through noise."""
+    features, votes = synthetic(600, seed=0)
+    sign = [1 if features[i, 0] > features[i + 1, 0] else -1 for i in range(0, 600, 2)]
+    rows = [row for i, s in zip(range(0, 600, 2), sign, strict=True) for row in (i, i + 1)[::s]]
+    pairs = [Preference(votes[a].item, votes[b].item) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    thumbs = features[[rows[1], rows[200]]]  # a dispreferred reply liked, a preferred one disliked
+    false = [Vote(PromptReply((7,), (1,), False), True), Vote(PromptReply((8,), (2,), False), False)]
+    metrics = fit_features(torch.cat([thumbs, features[rows]]), false, pairs).metrics
+    assert metrics.pair_accuracy is not None
+    assert metrics.auc == 0
+    assert metrics.discrimination == pytest.approx(300 / 302 * metrics.pair_accuracy)
+    assert metrics.discrimination > 0.8
+    known = f"AUC 0.00 on 2 thumbs, share right {metrics.pair_accuracy:.2f} on 300 preferences"
+    assert metrics.told_by == f"{metrics.discrimination:.2f} by weight of {known}"
+    faint = dataclasses.replace(metrics, weights={"thumbs": 0.5, "ratings": 0.0, "preferences": 1.5})
+    assert faint.discrimination == pytest.approx(0.75 * metrics.pair_accuracy), "by weight, not by number"
+
+
+def test_thumbs_alone_are_told_by_their_auc() -> None:
+    metrics = fit_features(*synthetic(60, seed=0)).metrics
+    assert metrics.discrimination == metrics.auc, "to the bit"
+    assert metrics.told_by == f"AUC {metrics.auc:.2f} on 60 thumbs"
+
+
 def test_a_user_never_lies_in_two_folds() -> None:
     """Thumbs decided by the voter alone cannot be predicted of another voter; folds by prompt say they can."""
     random_ = random.Random(0)
@@ -311,6 +338,25 @@ def test_real_replies_round_trip(tiny_model: Path, tmp_path: Path) -> None:
     assert loaded.metrics == model.metrics
     assert loaded.prompts == {prompt_key(item.prompt) for item in items}
     torch.testing.assert_close(loaded.score(policy, items[:5]), model.score(policy, items[:5]))
+
+
+def test_what_cannot_be_told_is_null_in_the_file(tmp_path: Path) -> None:
+    """Without thumbs there is no AUC; NaN is no JSON. Files of older releases have it, and are read."""
+    features, votes = synthetic(60, seed=0)
+    model = fit_features(features, [], ratings=[Rating(vote.item, 4 if vote.liked else 2) for vote in votes])
+    model.save(tmp_path)
+    file = tmp_path / "reward_model.json"
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert json.loads(file.read_text(), parse_constant=refuse)["heads"]["quality"]["auc"] is None
+    for _ in range(2):
+        metrics = RewardModel.load(tmp_path).metrics
+        assert math.isnan(metrics.auc)
+        assert metrics.pair_accuracy is None
+        assert metrics.discrimination == model.metrics.concordance
+        file.write_text(file.read_text().replace('"auc": null', '"auc": NaN'))
 
 
 FILES = ("reward_model.safetensors", "reward_model.json")

@@ -19,15 +19,33 @@ the later line is later. Lines without a user are of somebody else each.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from plaudit_learner.reward.aspects import DEFAULT_ASPECT
 
-_Text = Annotated[str, StringConstraints(min_length=1)]
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty; give what was said")
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_not_blank)]
 _VERDICTS = ("thumb", "rating", "preferred_over")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -42,7 +60,7 @@ class Turn(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: _Text
 
 
 class Line(BaseModel):
@@ -58,6 +76,10 @@ class Line(BaseModel):
     aspect: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\s=<>,]+$")] = DEFAULT_ASPECT
     user: Annotated[str, StringConstraints(max_length=256)] = ""
     time: datetime | None = None
+
+    def at(self, otherwise: int) -> int:
+        """When, in microseconds since 1970; `otherwise` if the line does not say."""
+        return otherwise if self.time is None else (self.time - EPOCH) // timedelta(microseconds=1)
 
     @field_validator("messages")
     @classmethod
@@ -90,7 +112,7 @@ class Line(BaseModel):
 def read(path: Path) -> list[tuple[int, Line]]:
     """(line number, judgement) of every line that is not empty. Raises FeedbackFileError at the first that is wrong."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8").removeprefix("\ufeff")  # as some programs begin a file
     except OSError as error:
         raise FeedbackFileError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -106,6 +128,25 @@ def read(path: Path) -> list[tuple[int, Line]]:
     if not lines:
         raise FeedbackFileError(f"{path}: holds no judgements; give one JSON object on each line")
     return lines
+
+
+def written(path: Path) -> int:
+    """When the file was last modified, in microseconds since 1970; not before that, nor after now. Raises OSError."""
+    return max(0, min(path.stat().st_mtime_ns, time.time_ns()) // 1000)
+
+
+def standing(lines: Sequence[tuple[int, Line]], written: int) -> list[tuple[int, Line]]:
+    """The lines that no later one replaces, as the experience store has it once they are imported.
+
+    Thumbs and ratings of one user on one reply and aspect replace one another, and so does the same preference.
+    """
+    last: dict[object, tuple[int, int, Line]] = {}
+    for number, line in lines:
+        slot = (line.user or number, line.messages, line.reply, line.aspect, line.preferred_over)
+        at = line.at(written + number)  # of lines without a time, the later one is later
+        if slot not in last or at >= last[slot][0]:
+            last[slot] = at, number, line
+    return sorted(((number, line) for _, number, line in last.values()), key=lambda row: row[0])
 
 
 def _first(error: ValidationError) -> str:

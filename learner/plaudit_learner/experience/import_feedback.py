@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from plaudit import secret_file
 from plaudit.base_model import PACKAGED
 from plaudit.settings import Settings, parse
 from plaudit_learner.config import EXPERIENCE
-from plaudit_learner.experience.feedback_file import FeedbackFileError, read
+from plaudit_learner.experience.feedback_file import FeedbackFileError, read, written
 
 PROGRAM = "plaudit import"
 _BATCH = 500
@@ -83,8 +82,7 @@ def run(settings: ImportSettings) -> str:
             store.close()
     longest = json.loads((model / "config.json").read_text()).get("max_position_embeddings")
     # As old as its file, and not as this import: imported again, it is no newer than it was.
-    written = min(settings.file.stat().st_mtime_ns, time.time_ns()) // 1000
-    records = Records(ChatTemplate(model), key, longest, max(0, written))
+    records = Records(ChatTemplate(model), key, longest, written(settings.file))
     for number, line in lines:
         try:
             records.add(line)

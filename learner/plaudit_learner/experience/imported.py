@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from datetime import timedelta
 
 from plaudit.events import FEEDBACK, INTERACTIONS, Record
 from plaudit.pseudonym import pseudonym
@@ -18,7 +17,7 @@ from plaudit.releases import IMPORTED
 from plaudit.v1.events_pb2 import Feedback, Interaction
 from plaudit.v1.feedback_pb2 import Thumb
 from plaudit.v1.sampling_pb2 import FinishReason
-from plaudit_learner.experience.feedback_file import EPOCH, Line
+from plaudit_learner.experience.feedback_file import Line
 from plaudit_learner.template import ChatTemplate, Message
 
 
@@ -46,7 +45,7 @@ class Records:
     def add(self, line: Line) -> None:
         """Make a line's records. Raises ValueError, which names the field, if the model cannot read it."""
         self._at += 1  # of lines without a time, the later one is later
-        at = self._at if line.time is None else (line.time - EPOCH) // timedelta(microseconds=1)
+        at = line.at(self._at)
         feedback = Feedback(
             schema_version=1,
             feedback_id=self._statement(line, at),

@@ -2,7 +2,7 @@
 
 Judgements may have weights, 1 each if none are given: one of weight w counts as w of them would.
 
-Shapes: N judgements.
+Shapes: N judgements, P preferences.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch import Tensor
 
 BINS = 10
 RESAMPLES = 1000
+LEAST_GROUPS = 10
+"""Resamples of fewer say little of how much others would differ."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ def concordance(score_N: Tensor, grade_N: Tensor, weight_N: Tensor | None = None
     return wins / pairs if pairs else float("nan")
 
 
+def right(margin_P: Tensor) -> Tensor:
+    """Which preferences are predicted (P,), of the chosen reply's score less the other's: 1 or 0, a tie one half."""
+    return (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
+
+
 def reliability(probability_N: Tensor, liked_N: Tensor, weight_N: Tensor | None = None) -> tuple[Bin, ...]:
     """What was predicted beside what came, by BINS bins of equal width; those without judgements are left out."""
     weight_N = torch.ones(len(probability_N), dtype=torch.float64) if weight_N is None else weight_N
@@ -104,21 +111,25 @@ def bootstrap(
     """A statistic of row numbers, with its 95 % percentile interval over resampled groups (Efron 1979; for clusters,
     Field and Welsh 2007). Judgements on one prompt are alike: drawing rows by themselves would claim too much.
 
-    Draws for which the statistic is nan are left out; both ends are nan if there are none.
+    Draws for which the statistic is nan are left out. Both ends are nan, unknown, if there are none, if there are fewer
+    than LEAST_GROUPS groups, and if no draw differs: then the rows say nothing of how far off their value is.
     """
     members: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
     rows = [torch.tensor(of_group) for of_group in members.values()]
     value = statistic(torch.arange(len(groups)))
+    unknown = Interval(value, math.nan, math.nan)
+    if len(rows) < LEAST_GROUPS:
+        return unknown
     generator = torch.Generator().manual_seed(seed)
     draws = []
-    for _ in range(resamples if rows else 0):
+    for _ in range(resamples):
         drawn = torch.randint(len(rows), (len(rows),), generator=generator).tolist()
         draw = statistic(torch.cat([rows[group] for group in drawn]))
         if not math.isnan(draw):
             draws.append(draw)
     if not draws:
-        return Interval(value, float("nan"), float("nan"))
+        return unknown
     low, high = torch.tensor(draws, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return Interval(value, float(low), float(high))
+    return Interval(value, float(low), float(high)) if low < high else unknown

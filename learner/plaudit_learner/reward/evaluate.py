@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plaudit.base_model import PACKAGED
 from plaudit.releases import BASE
 from plaudit.settings import Settings, parse
+from plaudit_learner import strict_json
 from plaudit_learner.config import EXPERIENCE
-from plaudit_learner.experience.feedback_file import FeedbackFileError, read
+from plaudit_learner.experience.feedback_file import FeedbackFileError, read, standing, written
+from plaudit_learner.reward import reliability_report
+
+if TYPE_CHECKING:
+    from plaudit_learner.reward.calibration import Bin
+    from plaudit_learner.reward.report import Figure
 
 PROGRAM = "plaudit evaluate reward-model"
 
@@ -32,6 +39,8 @@ class EvaluateSettings(Settings):
     """The base model that the learner learns with."""
     model_cache: Path = Path("~/.cache/plaudit")
     """Where the packaged model is kept once converted."""
+    html: Path | None = None
+    """Write a report with the reliability plot."""
     as_json: bool = False
     """Print one JSON object."""
 
@@ -58,17 +67,19 @@ def run(settings: EvaluateSettings) -> str:
     Raises FeedbackFileError, ModelNotFound, OSError, ValueError if there is nothing to evaluate, and sqlite3.Error if
     the experience store cannot be used.
     """
-    lines = read(settings.data)
+    if settings.html is not None:
+        reliability_report.require_plots()
+    said = read(settings.data)
+    lines = standing(said, written(settings.data))
     directory = newest(settings.state_dir)
 
     from plaudit import base_model
-    from plaudit_learner import strict_json
     from plaudit_learner.experience.store import Experience
     from plaudit_learner.policy import Policy, PromptReply, prompt_key
     from plaudit_learner.reward.features import encode
     from plaudit_learner.reward.judgements import Preference, Rating, Vote
     from plaudit_learner.reward.model import RewardModel
-    from plaudit_learner.reward.report import measure
+    from plaudit_learner.reward.report import measure, reliability_tables
     from plaudit_learner.template import ChatTemplate, Message
 
     reward_model = RewardModel.load(directory)
@@ -114,15 +125,44 @@ def run(settings: EvaluateSettings) -> str:
     read_by_model = encode(Policy.load(model, reference_adapter=reference), replies)
     features = {item: encoding.features_D for item, encoding in zip(replies, read_by_model, strict=True)}
     figures = measure(reward_model, features, votes, preferences, ratings)
-    if settings.as_json:
-        shown = {"round": int(directory.name), "judgements": len(lines) - left_out, "left_out": left_out}
-        return strict_json.dumps({**shown, "figures": [asdict(figure) for figure in figures]})
+    tables = reliability_tables(reward_model, features, votes)
+    counts = {
+        "round": int(directory.name),
+        "judgements": len(lines) - left_out,
+        "left_out": left_out,
+        "replaced": len(said) - len(lines),
+    }
+    return _told(settings, counts, figures, tables)
+
+
+def _told(
+    settings: EvaluateSettings,
+    counts: Mapping[str, int],
+    figures: Sequence[Figure],
+    tables: Mapping[str, Sequence[Bin]],
+) -> str:
+    """What is printed. Writes the page too, if there should be one."""
     title = (
-        f"reward model of round {directory.name}, by {len(lines) - left_out} judgements; {left_out} left out: "
-        "the model or the experience store knows their prompts, or there is no head for their aspect"
+        f"reward model of round {counts['round']}, by {counts['judgements']} judgements; "
+        f"{counts['left_out']} left out: the model or the experience store knows their prompts, or there is no head "
+        "for their aspect"
     )
+    if counts["replaced"]:
+        title += f"; {counts['replaced']} replaced by a later one of the same user"
+    if settings.html is not None:
+        reliability_report.write(settings.html, title, figures, tables)
+    if settings.as_json:
+        told = {aspect: [asdict(row) for row in table] for aspect, table in tables.items()}
+        return strict_json.dumps({**counts, "figures": [asdict(figure) for figure in figures], "reliability": told})
     header = f"{'aspect':12} {'what':24} {'value':>6}  (95 %)         judgements"
-    return "\n".join([title, header, *(figure.text() for figure in figures)])
+    text = [title, header, *(figure.text() for figure in figures)]
+    if tables:
+        text += ["", f"{'reliability':12} {'predicted':>9}  {'share up':>8}  {'thumbs':>6}"]
+    for aspect, table in tables.items():
+        text += [f"{aspect:12} {row.predicted:9.3f}  {row.observed:8.3f}  {row.count:6g}" for row in table]
+    if settings.html is not None:
+        text += ["", f"report: {settings.html}"]
+    return "\n".join(text)
 
 
 def newest(state_dir: Path) -> Path:

@@ -25,10 +25,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plaudit.releases import BASE
+from plaudit_learner import strict_json
 from plaudit_learner.policy import Policy, PromptReply, prompt_key
 from plaudit_learner.reward import aspects, head
 from plaudit_learner.reward.aspects import DEFAULT, Term
-from plaudit_learner.reward.calibration import Bin, auc
+from plaudit_learner.reward.calibration import auc
 from plaudit_learner.reward.features import SHAPE_FEATURES, encode
 from plaudit_learner.reward.judgements import (
     Judgement,
@@ -134,7 +135,7 @@ class RewardModel:
             "heads": {aspect: asdict(metrics) for aspect, metrics in self.heads.items()},
             "prompts": sorted(self.prompts),
         }
-        unfinished.write_text(json.dumps(described, indent=2) + "\n")
+        unfinished.write_text(strict_json.dumps(described, indent=2) + "\n")
         settle(unfinished, directory / "reward_model.json")
 
     @classmethod
@@ -143,11 +144,8 @@ class RewardModel:
         description, weights = directory / "reward_model.json", directory / "reward_model.safetensors"
         try:
             described = json.loads(description.read_text())
-            heads = {
-                aspect: RewardMetrics(**{**row, "reliability": tuple(Bin(**bin_) for bin_ in row["reliability"])})
-                for aspect, row in described["heads"].items()
-            }
-            scale = {name: (mean, sd) for name, (mean, sd) in described["scale"].items()}
+            heads = {aspect: RewardMetrics.of(row) for aspect, row in described["heads"].items()}
+            scale = {name: (float(mean), float(sd)) for name, (mean, sd) in described["scale"].items()}
             terms, pessimism = aspects.parse(described["aspects"]), described["pessimism"]
             reference = described.get("reference", BASE)  # those of older releases all have it
             prompts = frozenset(described.get("prompts", ()))  # those of older releases do not know

@@ -5,14 +5,27 @@ Shapes: N judgements, P pairs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from plaudit.wilson import wilson
 from plaudit_learner.policy import PromptReply
-from plaudit_learner.reward.calibration import auc, bootstrap, brier, concordance, ece, reliability
+from plaudit_learner.reward.calibration import (
+    Bin,
+    Interval,
+    auc,
+    bootstrap,
+    brier,
+    concordance,
+    ece,
+    reliability,
+    right,
+)
 from plaudit_learner.reward.judgements import Judgement, Preference, Rating, Vote
 from plaudit_learner.reward.model import RewardModel
 
@@ -26,14 +39,17 @@ class Figure:
     judgements: int
     value: float
     low: float
-    """Of the 95 % interval."""
+    """Of the 95 % interval; nan: unknown, of too few prompts or of none that differ."""
     high: float
+
+    @property
+    def between(self) -> str:
+        """The interval, for people."""
+        return "unknown" if math.isnan(self.low) else f"{self.low:.3f}–{self.high:.3f}"
 
     def text(self) -> str:
         """The line of the table."""
-        return (
-            f"{self.aspect:12} {self.what:24} {self.value:6.3f}  ({self.low:.3f}–{self.high:.3f})  {self.judgements:6}"
-        )
+        return f"{self.aspect:12} {self.what:24} {self.value:6.3f}  {f'({self.between})':13}  {self.judgements:6}"
 
 
 def measure(
@@ -50,12 +66,7 @@ def measure(
     judgements: list[Judgement] = [*votes, *preferences, *ratings]
     figures: list[Figure] = []
     for aspect in sorted({judgement.aspect for judgement in judgements}):
-
-        def liking(items: Sequence[PromptReply], aspect: str = aspect) -> Tensor:
-            if not items:
-                return torch.zeros(0, dtype=torch.float64)
-            return reward_model.margin(torch.stack([features[item] for item in items]), aspect).double()
-
+        liking = partial(_liking, reward_model, features, aspect)
         pairs = [pair for pair in preferences if pair.aspect == aspect]
         gap_P = liking([pair.chosen for pair in pairs]) - liking([pair.rejected for pair in pairs])
         thumbs = [vote for vote in votes if vote.aspect == aspect]
@@ -68,10 +79,36 @@ def measure(
     return figures
 
 
+def reliability_tables(
+    reward_model: RewardModel, features: Mapping[PromptReply, Tensor], votes: Sequence[Vote]
+) -> dict[str, tuple[Bin, ...]]:
+    """What was predicted of thumbs beside what came, by aspect; arguments as for `measure`."""
+    tables = {}
+    for aspect in sorted({vote.aspect for vote in votes}):
+        thumbs = [vote for vote in votes if vote.aspect == aspect]
+        chance_N = _liking(reward_model, features, aspect, [vote.item for vote in thumbs]).sigmoid()
+        tables[aspect] = reliability(chance_N, torch.tensor([vote.liked for vote in thumbs]))
+    return tables
+
+
+def _liking(
+    reward_model: RewardModel, features: Mapping[PromptReply, Tensor], aspect: str, items: Sequence[PromptReply]
+) -> Tensor:
+    """Log-odds of a thumb up (N,), float64."""
+    if not items:
+        return torch.zeros(0, dtype=torch.float64)
+    return reward_model.margin(torch.stack([features[item] for item in items]), aspect).double()
+
+
 def _of_pairs(aspect: str, pairs: Sequence[Preference], gap_P: Tensor) -> Iterator[Figure]:
     if pairs:
-        right_P = (gap_P > 0).double() + 0.5 * (gap_P == 0).double()
+        right_P = right(gap_P)
         interval = bootstrap(lambda rows: float(right_P[rows].mean()), _prompts(pairs))
+        if interval.value in (0.0, 1.0):  # no draw differs: as sure as of one judgement on each prompt
+            prompts = len(set(_prompts(pairs)))
+            low, high = wilson(round(interval.value * prompts), prompts)
+            # Rounding may leave an end just short of the value.
+            interval = Interval(interval.value, min(low, interval.value), max(high, interval.value))
         yield Figure(aspect, "accuracy on pairs", len(pairs), *interval)
 
 

@@ -9,14 +9,15 @@ Shapes: N judgements, P preferences.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from plaudit_learner.reward import head
-from plaudit_learner.reward.calibration import Bin, auc, brier, concordance, ece, mean, reliability
+from plaudit_learner.reward.calibration import Bin, auc, brier, concordance, ece, mean, reliability, right
 from plaudit_learner.reward.judgements import Judgement, cells, prompt_folds, user_folds
 
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -60,14 +61,52 @@ class RewardMetrics:
     """Their mean squared error."""
     reliability: tuple[Bin, ...] = ()
     """What was predicted beside what came, in tenths."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """What the thumbs, ratings and preferences weigh; models of older releases do not say, then each counts 1."""
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> RewardMetrics:
+        """From what `asdict` made and JSON kept. Raises KeyError, TypeError or ValueError if it is something else."""
+        # JSON has no nan: null stands for it where there has to be a number.
+        required = {each.name for each in fields(cls) if each.default is MISSING and each.default_factory is MISSING}
+        row: dict[str, Any] = {
+            name: math.nan if value is None and name in required else value for name, value in dict(described).items()
+        }
+        return cls(**{**row, "reliability": tuple(Bin(**bin_) for bin_ in row["reliability"])})
 
     @property
     def discrimination(self) -> float:
-        """How well it tells good from bad, 0.5 for one who guesses: by thumbs, else by ratings, else by preferences."""
-        for value in (None if math.isnan(self.auc) else self.auc, self.concordance, self.pair_accuracy):
-            if value is not None:
-                return value
-        return math.nan
+        """Probability of putting the better of two replies first, 0.5 for one who guesses; nan if it cannot be told.
+
+        AUC of thumbs, concordance of ratings and share of pairs right, each by what its kind weighs: of one kind alone
+        it is that kind's figure, and two thumbs among hundreds of pairs decide nothing.
+        """
+        told = self._told()
+        if len(told) == 1:  # to the bit
+            return told[0][3]
+        total = sum(weight for *_, weight in told)
+        return sum(weight * value for *_, value, weight in told) / total if total else math.nan
+
+    @property
+    def told_by(self) -> str:
+        """What `discrimination` is made of, in words."""
+        told = self._told()
+        if len(told) == 1:
+            return _by(*told[0][:4])
+        return f"{self.discrimination:.2f} by weight of " + ", ".join(_by(*row[:4]) for row in told)
+
+    def _told(self) -> list[tuple[str, int, str, float, float]]:
+        """(figure, judgements, kind, value, weight) of the kinds that say something."""
+        kinds = (
+            ("AUC", self.votes, "thumbs", self.auc),
+            ("concordance", self.ratings, "ratings", self.concordance),
+            ("share right", self.preferences, "preferences", self.pair_accuracy),
+        )
+        return [
+            (figure, count, kind, value, self.weights.get(kind, float(count)))
+            for figure, count, kind, value in kinds
+            if value is not None and not math.isnan(value)
+        ]
 
     def summary(self) -> str:
         """One line for the log."""
@@ -138,11 +177,12 @@ def held_out(
 def measure(predicted: HeldOut, rows: head.Rows, *, penalty: float, users: int, by_user: bool) -> RewardMetrics:
     """The report on predictions of the rows."""
     liked_N, logit_N, weight_N = rows.up_N[rows.thumb_N], predicted.thumb_N[rows.thumb_N], rows.weight_N[rows.thumb_N]
-    preferred_P, weight_P = (predicted.margin_N[rows.pair_N] > 0).double(), rows.weight_N[rows.pair_N]
+    preferred_P, weight_P = right(predicted.margin_N[rows.pair_N]), rows.weight_N[rows.pair_N]
     right_N = torch.cat([((logit_N > 0) == liked_N).double(), preferred_P])
     probability_N = logit_N.sigmoid()
     table = reliability(probability_N, liked_N, weight_N)
     rated_N = rows.rated_N
+    kinds = {"thumbs": rows.thumb_N, "ratings": rated_N, "preferences": rows.pair_N}
     return RewardMetrics(
         votes=len(liked_N),
         preferences=len(preferred_P),
@@ -159,6 +199,7 @@ def measure(predicted: HeldOut, rows: head.Rows, *, penalty: float, users: int, 
         ece=_known(ece(table)),
         brier=_known(brier(probability_N, liked_N, weight_N)),
         reliability=table,
+        weights={kind: float(rows.weight_N[kind_N].sum()) for kind, kind_N in kinds.items()},
         penalty=penalty,
     )
 
@@ -170,6 +211,10 @@ def _constant_loss(rows: head.Rows) -> float:
         weight_V = torch.bincount(verdict_N[kind_N], weights=rows.weight_N[kind_N])
         nats -= float(torch.xlogy(weight_V, weight_V / weight_V.sum()).sum()) if len(weight_V) else 0.0
     return nats / float(rows.weight_N.sum())
+
+
+def _by(figure: str, count: int, kind: str, value: float) -> str:
+    return f"{figure} {value:.2f} on {count} {kind}"
 
 
 def _known(value: float) -> float | None:
