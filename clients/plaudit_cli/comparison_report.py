@@ -110,7 +110,7 @@ def _histogram(comparison: Comparison, across: str, values: Sequence[Sequence[fl
     axes.set_xlabel(across)
     axes.set_ylabel("replies")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper right")
     stream = io.BytesIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -87,7 +87,7 @@ def _plot(table: Sequence[Bin]) -> str:
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="predicted probability of a thumb up")
     axes.set_ylabel("share of thumbs up")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper left")
     stream = io.BytesIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
