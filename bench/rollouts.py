@@ -7,7 +7,7 @@
 
 The same prompts, replies to a prompt, length limit, temperature, precision and adapter (as the learner makes it, but
 with weights that are not zero), as many replies at once, one thread each; all loaded, and in turns. Tokens are those of
-the replies, CPU seconds those of all processes. Each draws its own random numbers: the replies differ.
+the replies, CPU seconds those of all of a way's processes. Each draws its own random numbers: the replies differ.
 
 Each must tell the log-probability of each token under the distribution that it was sampled from: what of its time goes
 there, and how far they are from those that the learner works out in one pass, is in the figures. An update changes the
@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=["small", "full"], default="full")
     parser.add_argument("--prompts", type=Path, default=SEED_TASKS, help="as `plaudit simulate` takes them")
+    parser.add_argument("--count", type=int, default=24, help="prompts of one turn")
     parser.add_argument("--repetitions", type=int, default=3, help="of each, in turns")
     arguments = parser.parse_args(argv)
     small = arguments.size == "small"
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
             wanted = [user(f"word {n} of it") for n in range(4)] if small else read(arguments.prompts)
             template = ChatTemplate(model)
             ids = dict.fromkeys(tuple(template.prompt([Message(*turn) for turn in one.turns])) for one in wanted)
-            task = Task([prompt for prompt in ids if len(prompt) <= 128][:24])
+            task = Task([prompt for prompt in ids if len(prompt) <= 128][: arguments.count])
             if small:
                 task = replace(task, samples=2, max_new_tokens=12)
             spent = Spent()
@@ -98,7 +99,7 @@ def loaded(
         missing[ENGINE] = "vLLM is not installed"
     elif engine:
         vllm = stack.enter_context(Vllm(model, policy, directory, task.at_once))
-        ways[ENGINE] = Way(vllm.sample, vllm.renew)
+        ways[ENGINE] = Way(vllm.sample, vllm.renew, below=True)
     for name, way in list(ways.items()):
         try:
             way.renew()
@@ -121,10 +122,11 @@ def alternate(
     for repetition in range(repetitions):
         for name in list(ways)[:: -1 if repetition % 2 else 1]:
             spent.cpu, spent.wall = {}, {}
-            with spent.on("new weights"):
-                ways[name].renew()
-            with spent.on("sampling"):
-                rollouts = ways[name].sample(task, repetition + 1)
+            way = ways[name]
+            with spent.on("new weights", below=way.below):
+                way.renew()
+            with spent.on("sampling", below=way.below):
+                rollouts = way.sample(task, repetition + 1)
             tokens = sum(len(rollout.reply) for rollout in rollouts)
             logprobs = spent.cpu.get("log-probabilities", tokens * apart.get(name, 0.0))
             row = {
@@ -158,7 +160,7 @@ def logprob_seconds(rows: int, vocabulary: int) -> dict[str, float]:
         logprobs_BV = logits_BV.log_softmax(-1)
         (logprobs_BV >= logprobs_BV.gather(1, tokens_B1)).sum(-1)
 
-    found = {}
+    found: dict[str, float] = {}
     for names, operations in (((OURS, GENERATE_BATCH), of_probabilities), ((ENGINE,), of_logits)):
         operations()
         began = time.process_time()
@@ -173,7 +175,7 @@ def distance(policy: Policy, rollouts: Sequence[Rollout], task: Task) -> float:
     with torch.no_grad():
         logits_BTV, tokens_BT, _ = policy.reply_logits([rollout.item for rollout in rollouts])
         logprobs_BTV = torch.log_softmax(logits_BTV.float() / task.temperature, dim=-1)
-    expected_BT = logprobs_BTV.gather(-1, tokens_BT[..., None])[..., 0].tolist()
+    expected_BT: list[list[float]] = logprobs_BTV.gather(-1, tokens_BT[..., None])[..., 0].tolist()
     return max(
         abs(told - expected)
         for rollout, row in zip(rollouts, expected_BT, strict=True)
