@@ -48,6 +48,7 @@ from plaudit_learner.ppo.rollouts import Rollout  # noqa: E402
 from plaudit_learner.template import ChatTemplate, Message  # noqa: E402
 
 OURS, GENERATE, GENERATE_BATCH, ENGINE = "ours", "generate", "generate_batch", "engine"
+WAYS = [OURS, GENERATE, GENERATE_BATCH, ENGINE]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompts", type=Path, default=SEED_TASKS, help="as `plaudit simulate` takes them")
     parser.add_argument("--count", type=int, default=24, help="prompts of one turn")
     parser.add_argument("--repetitions", type=int, default=3, help="of each, in turns")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="ours is always among them")
     arguments = parser.parse_args(argv)
     small = arguments.size == "small"
     threads = torch.get_num_threads()
@@ -70,7 +72,8 @@ def main(argv: list[str] | None = None) -> int:
             if small:
                 task = replace(task, samples=2, max_new_tokens=12)
             spent = Spent()
-            policy, ways, missing = loaded(model, Path(temporary), task, spent, stack, engine=not small)
+            wanted_ways = [name for name in arguments.ways if not (small and name == ENGINE)]
+            policy, ways, missing = loaded(model, Path(temporary), task, spent, stack, wanted_ways)
             rows = alternate(policy, ways, task, arguments.repetitions, spent)
     finally:
         torch.set_num_threads(threads)
@@ -78,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def loaded(
-    model: Path, directory: Path, task: Task, spent: Spent, stack: ExitStack, *, engine: bool
+    model: Path, directory: Path, task: Task, spent: Spent, stack: ExitStack, wanted: Sequence[str]
 ) -> tuple[Policy, dict[str, Way], dict[str, str]]:
     """The policy, the ways that run here, warmed up, and of those that do not, why."""
     policy = Policy.load(model)
@@ -89,15 +92,15 @@ def loaded(
                 weight.normal_(0.0, 0.005, generator=generator)
     policy.save_adapter(directory / "adapter")
     theirs = Transformers(model, directory / "adapter", policy.eos_ids, spent)
-    ways = {
-        OURS: Way(lambda task, seed: ours(policy, task, seed)),
-        GENERATE: Way(theirs.generate),
-        GENERATE_BATCH: Way(theirs.generate_batch),
-    }
+    ways = {OURS: Way(lambda task, seed: ours(policy, task, seed))}
+    if GENERATE in wanted:
+        ways[GENERATE] = Way(theirs.generate)
+    if GENERATE_BATCH in wanted:
+        ways[GENERATE_BATCH] = Way(theirs.generate_batch)
     missing: dict[str, str] = {}
-    if engine and importlib.util.find_spec("vllm") is None:
+    if ENGINE in wanted and importlib.util.find_spec("vllm") is None:
         missing[ENGINE] = "vLLM is not installed"
-    elif engine:
+    elif ENGINE in wanted:
         vllm = stack.enter_context(Vllm(model, policy, directory, task.at_once))
         ways[ENGINE] = Way(vllm.sample, vllm.renew, below=True)
     for name, way in list(ways.items()):
