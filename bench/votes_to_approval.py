@@ -126,7 +126,7 @@ class Trial:
                     for how in grid
                 }
                 there = {how: float(row["validation"]) for how, row in tried.items() if row}
-                if len(there) < len(tried):
+                if not there:
                     continue
                 chosen[method] = max(there, key=lambda how: there[how])
             # Held-out prompts are asked of the chosen one only.
