@@ -38,6 +38,7 @@ from plaudit_learner.reward.aspects import DEFAULT, Term
 from plaudit_learner.reward.features import encode
 from plaudit_learner.reward.model import RewardModel, Vote, fit
 from plaudit_learner.template import ChatTemplate, Message
+from plaudit_learner.whole_file import whole
 
 Tokens = tuple[int, ...]
 
@@ -218,9 +219,8 @@ class Clock:
     def keep(self) -> None:
         """Write it down, for who goes on after a stop; call it when what they were spent on is kept."""
         if self._file:
-            unfinished = self._file.with_suffix(".unfinished")
-            unfinished.write_text(f"{self.minutes}")
-            unfinished.replace(self._file)
+            with whole(self._file) as unfinished:
+                unfinished.write_text(f"{self.minutes}")
 
 
 def learner_settings() -> LearnerSettings:

@@ -24,6 +24,7 @@ from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.ppo.improve import NothingToImproveError, improve
 from plaudit_learner.reward.aspects import parse
 from plaudit_learner.reward.model import NotEnoughVotesError, RewardModel, Vote
+from plaudit_learner.whole_file import whole
 
 
 @dataclass
@@ -41,9 +42,8 @@ class Deployment:
     def save(self, file: Path) -> None:
         """Wholly or not at all."""
         votes = [(*vote.item, vote.liked, vote.user, vote.aspect) for vote in self.votes]
-        unfinished = file.with_suffix(".unfinished")
-        torch.save({**vars(self), "votes": votes}, unfinished)
-        unfinished.replace(file)
+        with whole(file) as unfinished:
+            torch.save({**vars(self), "votes": votes}, unfinished)
 
     @classmethod
     def load(cls, file: Path) -> Deployment:

@@ -63,6 +63,7 @@ from plaudit_learner.metrics import LearnerMetrics  # noqa: E402
 from plaudit_learner.policy import Policy  # noqa: E402
 from plaudit_learner.ppo.rollouts import Rollout, sample  # noqa: E402
 from plaudit_learner.reward.model import RewardModel, Vote, fit  # noqa: E402
+from plaudit_learner.whole_file import whole  # noqa: E402
 from plaudit_server.engine import PolicyVersion  # noqa: E402
 from plaudit_server.router import Router  # noqa: E402
 
@@ -213,9 +214,8 @@ class Bench:
         else:
             replies = self._sampled(asked, self._size.pool, self._size.tokens)
             file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = file.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps([(r.prompt, r.reply, r.logprobs, r.finished) for r in replies]))
-            unfinished.replace(file)
+            with whole(file) as unfinished:
+                unfinished.write_text(json.dumps([(r.prompt, r.reply, r.logprobs, r.finished) for r in replies]))
         return [replies[i : i + self._size.pool] for i in range(0, len(replies), self._size.pool)]
 
     def _sampled(self, prompts: Sequence[tuple[int, ...]], samples: int, tokens: int) -> list[Rollout]:

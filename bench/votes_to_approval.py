@@ -53,7 +53,7 @@ from plaudit_cli import personas  # noqa: E402
 from plaudit_cli.prompts import Prompt, read, user  # noqa: E402
 from plaudit_learner.policy import Policy  # noqa: E402
 from plaudit_learner.reward.model import RewardModel  # noqa: E402
-from plaudit_learner.whole_file import settle  # noqa: E402
+from plaudit_learner.whole_file import whole  # noqa: E402
 
 NOISE, HELD_OUT, BEST_OF = 0.1, 0.3, 4
 BASE, OURS, KTO, LIKED, BEST = "base", "ours", "KTO", "SFT on liked replies", f"best of {BEST_OF}"
@@ -206,9 +206,8 @@ class Trial:
         else:
             supervised(policy, lab.model, [vote.item for vote in votes if vote.liked], how, self._seed)
         minutes = clock.minutes
-        unfinished = file.with_suffix(".unfinished")
-        torch.save((policy.snapshot(), minutes), unfinished)
-        settle(unfinished, file)
+        with whole(file) as unfinished:
+            torch.save((policy.snapshot(), minutes), unfinished)
         return policy, minutes
 
     def _best(self) -> dict[str, Any]:

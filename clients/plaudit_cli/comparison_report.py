@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from html import escape
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from plaudit import html_report
 from plaudit_cli.common import CommandError
 from plaudit_cli.comparison import Comparison, Row, Said
 
-_STYLE = """
-:root { color-scheme: light dark }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0; width: 100% }
-td, th { border-bottom: 1px solid #8886; padding: .3rem .75rem; text-align: left; vertical-align: top }
-td.n { font-variant-numeric: tabular-nums } td.t { white-space: pre-wrap; width: 33% }
-small { opacity: .7 } img { background: #fff; border-radius: .5rem; max-width: 100%; margin: .5rem 0 }
+_STYLE = """body { max-width: 70rem } td, th { vertical-align: top }
+td.n { font-variant-numeric: tabular-nums } td.t { white-space: pre-wrap; width: 33% } small { opacity: .7 }
 """
 
 
 def require_plots() -> None:
     """Raises CommandError if what draws the plots is not installed: better said before the first reply than after."""
-    if find_spec("matplotlib") is None:
-        raise CommandError(
-            "--html draws its plots with matplotlib, which is not installed: pip install 'plaudit[instruct]', or leave "
-            "--html out"
-        )
+    try:
+        html_report.require_plots()
+    except ValueError as error:
+        raise CommandError(str(error)) from None
 
 
 def write(comparison: Comparison, told: str, target: Path) -> None:
@@ -60,17 +52,8 @@ def _page(comparison: Comparison, told: str) -> str:
         for pair in comparison.pairs
     )
     plots = "\n".join(f'<img alt="{escape(name)}" src="{source}">' for name, source in _plots(comparison))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{ours} against {theirs}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>{ours} against {theirs}</h1>
-<p>{escape(told)} Identical replies: {comparison.identical:.0%}. Prompts left out, too long: {comparison.skipped}.</p>
+    body = f"""<p>{escape(told)} Identical replies: {comparison.identical:.0%}.
+Prompts left out, too long: {comparison.skipped}.</p>
 <table>
 <tr><th></th><th>{ours}</th><th>{theirs}</th><th>difference ± standard error, paired by prompt</th></tr>
 {figures}
@@ -79,10 +62,8 @@ def _page(comparison: Comparison, told: str) -> str:
 <table>
 <tr><th>prompt</th><th>{ours}</th><th>{theirs}</th></tr>
 {replies}
-</table>
-</body>
-</html>
-"""
+</table>"""
+    return html_report.page(f"{comparison.version} against {comparison.against}", body, _STYLE)
 
 
 def _reply(said: Said) -> str:
@@ -92,7 +73,7 @@ def _reply(said: Said) -> str:
 
 
 def _plots(comparison: Comparison) -> list[tuple[str, str]]:
-    """Name and data URL of each: an image of its own each, so that their ids cannot meet."""
+    """Name and data URL of each."""
     sides = [[pair.ours for pair in comparison.pairs], [pair.theirs for pair in comparison.pairs]]
     plots = [("Length", _histogram(comparison, "tokens a reply", [[said.tokens for said in side] for side in sides]))]
     if sides[0][0].approval is not None:
@@ -111,6 +92,4 @@ def _histogram(comparison: Comparison, across: str, values: Sequence[Sequence[fl
     axes.set_ylabel("replies")
     axes.grid(alpha=0.3)
     axes.legend(loc="upper right")
-    stream = io.BytesIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
+    return html_report.data_url(figure)

@@ -18,7 +18,7 @@ from plaudit_learner.config import LearnerSettings
 from plaudit_learner.policy import PromptReply
 from plaudit_learner.ppo.rollouts import Rollout
 from plaudit_learner.ppo.settings import ImproveSettings
-from plaudit_learner.whole_file import remove, settle
+from plaudit_learner.whole_file import remove, whole
 
 _INPUTS = "inputs.json"
 CHECKPOINT = "checkpoint.pt"
@@ -102,9 +102,8 @@ class Round:
         directory.parent.mkdir(parents=True, exist_ok=True)
         drop(directory)
         directory.mkdir()
-        unfinished = directory / "unfinished"
-        unfinished.write_text(json.dumps({"settings": settings, "round": asdict(self)}))
-        settle(unfinished, directory / _INPUTS)
+        with whole(directory / _INPUTS) as unfinished:
+            unfinished.write_text(json.dumps({"settings": settings, "round": asdict(self)}))
 
 
 def checkpointed_at(directory: Path) -> float:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def settle(unfinished: Path, file: Path) -> None:
-    """Give it its name once it is on the disk: a name must not outlive a power loss that its content does not."""
+@contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """Where to write it. It gets its name once it is on the disk, for a name must not outlive a power loss that its
+    content does not; and none if writing it failed.
+    """
+    unfinished = file.with_suffix(".unfinished")
+    yield unfinished
     with unfinished.open("rb") as written:
         os.fsync(written.fileno())
     unfinished.replace(file)

@@ -12,4 +12,6 @@ def wilson(up: int, votes: int, z: float = 1.96) -> tuple[float, float]:
     share, weight = up / votes, z * z / votes
     centre = share + weight / 2
     spread = z * math.sqrt(share * (1 - share) / votes + weight / (4 * votes))
-    return max(0.0, (centre - spread) / (1 + weight)), min(1.0, (centre + spread) / (1 + weight))
+    low, high = (centre - spread) / (1 + weight), (centre + spread) / (1 + weight)
+    # The share lies within; rounding may leave an end just short of it.
+    return max(0.0, min(low, share)), min(1.0, max(high, share))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from plaudit import html_report
 from plaudit.events import INTERACTIONS, from_beginning, open_log
 from plaudit_cli import comparison_report, evaluate
 from plaudit_cli.common import CommandError
@@ -137,6 +138,6 @@ def test_a_terminal_obeys_no_reply(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_plots_need_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison_report, "find_spec", lambda name: None)
+    monkeypatch.setattr(html_report, "find_spec", lambda name: None)
     with pytest.raises(CommandError, match=r"pip install 'plaudit\[instruct\]'"):
         comparison_report.require_plots()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from plaudit import html_report
 from plaudit.wilson import wilson
 from plaudit_learner.policy import PromptReply
 from plaudit_learner.reward import reliability_report
@@ -62,6 +63,6 @@ def test_the_page_draws_what_the_table_says(tmp_path: Path) -> None:
 
 
 def test_the_plot_needs_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reliability_report, "find_spec", lambda name: None)
+    monkeypatch.setattr(html_report, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'plaudit\[instruct\]'"):
-        reliability_report.require_plots()
+        html_report.require_plots()

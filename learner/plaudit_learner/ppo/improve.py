@@ -48,7 +48,7 @@ from plaudit_learner.ppo.update import (
 from plaudit_learner.ranks import ALONE, Ranks
 from plaudit_learner.reward.features import Encoding, encode
 from plaudit_learner.reward.model import RewardModel
-from plaudit_learner.whole_file import settle
+from plaudit_learner.whole_file import whole
 
 T = TypeVar("T")
 
@@ -119,7 +119,8 @@ def improve(
             span.set({"plaudit.update": seen.iteration, "plaudit.reward": seen.reward, "plaudit.kl": seen.kl})
         progress(run.done[-1])
         if checkpoint is not None and ranks.leads:
-            _save(run.state(), checkpoint)
+            with whole(checkpoint) as unfinished:
+                torch.save(run.state(), unfinished)
     return run.result()
 
 
@@ -332,13 +333,6 @@ def reference_logprobs(
             logits_1TV = policy.head(encoding.predicting_TH[None])
             found.append(token_logprobs(logits_1TV, torch.tensor([rollout.reply]), temperature)[1][0])
     return found
-
-
-def _save(state: dict[str, Any], file: Path) -> None:
-    """Wholly or not at all, and on the disk when it returns."""
-    unfinished = file.with_suffix(".unfinished")
-    torch.save(state, unfinished)
-    settle(unfinished, file)
 
 
 def _cycle(items: Sequence[T], seed: int) -> Iterator[T]:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plaudit import html_report
 from plaudit.base_model import PACKAGED
 from plaudit.releases import BASE
 from plaudit.settings import Settings, parse
@@ -68,7 +69,7 @@ def run(settings: EvaluateSettings) -> str:
     the experience store cannot be used.
     """
     if settings.html is not None:
-        reliability_report.require_plots()
+        html_report.require_plots()
     said = read(settings.data)
     lines = standing(said, written(settings.data))
     directory = newest(settings.state_dir)

@@ -40,7 +40,7 @@ from plaudit_learner.reward.judgements import (
     require_enough,
 )
 from plaudit_learner.reward.validation import RewardMetrics, validate
-from plaudit_learner.whole_file import settle
+from plaudit_learner.whole_file import whole
 
 __all__ = ["NotEnoughVotesError", "Preference", "Rating", "RewardMetrics", "RewardModel", "Vote", "auc", "fit"]
 
@@ -124,9 +124,8 @@ class RewardModel:
     def save(self, directory: Path) -> None:
         """Write reward_model.safetensors and reward_model.json, each wholly or not at all, the description last."""
         directory.mkdir(parents=True, exist_ok=True)
-        unfinished = directory / "unfinished"
-        save_file(self.weights, unfinished)
-        settle(unfinished, directory / "reward_model.safetensors")
+        with whole(directory / "reward_model.safetensors") as unfinished:
+            save_file(self.weights, unfinished)
         described = {
             "aspects": ",".join(map(str, self.terms)),
             "pessimism": self.pessimism,
@@ -135,8 +134,8 @@ class RewardModel:
             "heads": {aspect: asdict(metrics) for aspect, metrics in self.heads.items()},
             "prompts": sorted(self.prompts),
         }
-        unfinished.write_text(strict_json.dumps(described, indent=2) + "\n")
-        settle(unfinished, directory / "reward_model.json")
+        with whole(directory / "reward_model.json") as unfinished:
+            unfinished.write_text(strict_json.dumps(described, indent=2) + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> RewardModel:

@@ -106,9 +106,7 @@ def _of_pairs(aspect: str, pairs: Sequence[Preference], gap_P: Tensor) -> Iterat
         interval = bootstrap(lambda rows: float(right_P[rows].mean()), _prompts(pairs))
         if interval.value in (0.0, 1.0):  # no draw differs: as sure as of one judgement on each prompt
             prompts = len(set(_prompts(pairs)))
-            low, high = wilson(round(interval.value * prompts), prompts)
-            # Rounding may leave an end just short of the value.
-            interval = Interval(interval.value, min(low, interval.value), max(high, interval.value))
+            interval = Interval(interval.value, *wilson(round(interval.value * prompts), prompts))
         yield Figure(aspect, "accuracy on pairs", len(pairs), *interval)
 
 

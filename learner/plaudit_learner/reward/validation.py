@@ -83,27 +83,25 @@ class RewardMetrics:
         """
         told = self._told()
         if len(told) == 1:  # to the bit
-            return told[0][3]
-        total = sum(weight for *_, weight in told)
-        return sum(weight * value for *_, value, weight in told) / total if total else math.nan
+            return told[0][1]
+        total = sum(weight for weight, *_ in told)
+        return sum(weight * value for weight, value, _ in told) / total if total else math.nan
 
     @property
     def told_by(self) -> str:
         """What `discrimination` is made of, in words."""
-        told = self._told()
-        if len(told) == 1:
-            return _by(*told[0][:4])
-        return f"{self.discrimination:.2f} by weight of " + ", ".join(_by(*row[:4]) for row in told)
+        parts = [words for *_, words in self._told()]
+        return parts[0] if len(parts) == 1 else f"{self.discrimination:.2f} by weight of " + ", ".join(parts)
 
-    def _told(self) -> list[tuple[str, int, str, float, float]]:
-        """(figure, judgements, kind, value, weight) of the kinds that say something."""
+    def _told(self) -> list[tuple[float, float, str]]:
+        """(weight, value, in words) of the figures that the kinds of judgements give."""
         kinds = (
             ("AUC", self.votes, "thumbs", self.auc),
             ("concordance", self.ratings, "ratings", self.concordance),
             ("share right", self.preferences, "preferences", self.pair_accuracy),
         )
         return [
-            (figure, count, kind, value, self.weights.get(kind, float(count)))
+            (self.weights.get(kind, float(count)), value, f"{figure} {value:.2f} on {count} {kind}")
             for figure, count, kind, value in kinds
             if value is not None and not math.isnan(value)
         ]
@@ -211,10 +209,6 @@ def _constant_loss(rows: head.Rows) -> float:
         weight_V = torch.bincount(verdict_N[kind_N], weights=rows.weight_N[kind_N])
         nats -= float(torch.xlogy(weight_V, weight_V / weight_V.sum()).sum()) if len(weight_V) else 0.0
     return nats / float(rows.weight_N.sum())
-
-
-def _by(figure: str, count: int, kind: str, value: float) -> str:
-    return f"{figure} {value:.2f} on {count} {kind}"
 
 
 def _known(value: float) -> float | None:
