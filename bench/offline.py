@@ -167,7 +167,11 @@ class Lab:
 
     def normalised(self, model: RewardModel, rollouts: Sequence[Rollout]) -> RewardModel:
         """Rewards in deviations of these replies of the base policy."""
-        return model.normalised(torch.stack([e.features_D for e in encode(self._base, [r.item for r in rollouts])]))
+        return model.normalised(self.features(rollouts))
+
+    def features(self, rollouts: Sequence[Rollout]) -> Tensor:
+        """What the reward model sees of each reply (N, D)."""
+        return torch.stack([e.features_D for e in encode(self._base, [r.item for r in rollouts])])
 
     def rewards(self, model: RewardModel, rollouts: Sequence[Rollout]) -> Tensor:
         """The reward model's score of each reply (N,)."""

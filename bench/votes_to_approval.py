@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -52,6 +53,7 @@ from bench.rows import RESULTS, Row, Rows, digest  # noqa: E402
 from plaudit_cli import personas  # noqa: E402
 from plaudit_cli.prompts import Prompt, read, user  # noqa: E402
 from plaudit_learner.policy import Policy  # noqa: E402
+from plaudit_learner.ppo.rollouts import Rollout  # noqa: E402
 from plaudit_learner.reward.model import RewardModel  # noqa: E402
 from plaudit_learner.whole_file import whole  # noqa: E402
 
@@ -212,12 +214,27 @@ class Trial:
 
     def _best(self) -> dict[str, Any]:
         """Of BEST_OF base replies the best by the reward model, as often as a policy is sampled."""
-        lab, prompts, clock = self._lab, self._held_out, Clock()
-        replies = lab.replies(prompts, 15, samples=BEST_OF * lab.how.samples)
-        best_N = lab.rewards(self._model, replies).view(-1, BEST_OF).argmax(dim=1)
+        replies, features_ND, minutes = self._base_replies()
+        best_N = self._model.score_features(features_ND).view(-1, BEST_OF).argmax(dim=1)
         chosen = [replies[group * BEST_OF + int(k)] for group, k in enumerate(best_N)]
-        minutes = clock.minutes
         return {**self._measured(None, chosen), "kl": best_of_kl(BEST_OF), "minutes": minutes}
+
+    def _base_replies(self) -> tuple[list[Rollout], Tensor, float]:
+        """What best-of-n chooses among, its features, and in how many CPU minutes; sampled once for the same prompts.
+
+        Neither the persona nor the seed bears on them.
+        """
+        lab, prompts, clock = self._lab, self._held_out, Clock()
+        name = digest({**identity(lab), "prompts": prompts, "samples_of_each": BEST_OF})
+        file = self._work.parent / f"base-{name}.pt"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replies = lab.replies(prompts, 15, samples=BEST_OF * lab.how.samples)
+            features_ND = lab.features(replies)
+            with whole(file) as unfinished:
+                torch.save(([vars(reply) for reply in replies], features_ND, clock.minutes), unfinished)
+        kept, features_ND, minutes = torch.load(file, weights_only=True)
+        return [Rollout(**reply) for reply in kept], features_ND, minutes
 
     def _measured(self, policy: Policy | None, replies: Any = None) -> dict[str, Any]:
         return self._lab.measured(policy, self._persona, self._model, self._held_out, replies)

@@ -324,7 +324,7 @@ class _Improvement:
 
 
 def reference_logprobs(
-    policy: Policy, rollouts: Sequence[Rollout], encodings: Sequence[Encoding], temperature: float
+    policy: Policy, rollouts: Sequence[Rollout | PromptReply], encodings: Sequence[Encoding], temperature: float
 ) -> list[Tensor]:
     """Of each reply's tokens (T,), by the reference policy, which has read them already."""
     found = []
