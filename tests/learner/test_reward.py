@@ -247,6 +247,17 @@ def test_two_thumbs_among_many_pairs_decide_nothing() -> None:
     assert faint.discrimination == pytest.approx(0.75 * metrics.pair_accuracy), "by weight, not by number"
 
 
+def test_many_thumbs_that_nearly_all_point_one_way_decide_little() -> None:
+    """Two of 100 thumbs down: the AUC hangs on those two, and weighs as four even ones among the pairs."""
+    alone = fit_features(*synthetic(60, seed=0)).metrics
+    metrics = dataclasses.replace(
+        alone, votes=100, approval=0.98, auc=0.0, preferences=100, pair_accuracy=0.8, weights={}
+    )
+    assert metrics.discrimination == pytest.approx(0.8 * 100 / (100 + 4 * 0.98 * 0.02 * 100))
+    even = dataclasses.replace(metrics, approval=0.5)
+    assert even.discrimination == pytest.approx(0.4)
+
+
 def test_thumbs_alone_are_told_by_their_auc() -> None:
     metrics = fit_features(*synthetic(60, seed=0)).metrics
     assert metrics.discrimination == metrics.auc, "to the bit"

@@ -79,7 +79,8 @@ class RewardMetrics:
         """Probability of putting the better of two replies first, 0.5 for one who guesses; nan if it cannot be told.
 
         AUC of thumbs, concordance of ratings and share of pairs right, each by what its kind weighs: of one kind alone
-        it is that kind's figure, and two thumbs among hundreds of pairs decide nothing.
+        it is that kind's figure, and two thumbs among hundreds of pairs decide nothing. Nor do a hundred nearly all of
+        which point one way: how many stand on each side tells an AUC, so they weigh twice the harmonic mean of both.
         """
         told = self._told()
         if len(told) == 1:  # to the bit
@@ -95,14 +96,15 @@ class RewardMetrics:
 
     def _told(self) -> list[tuple[float, float, str]]:
         """(weight, value, in words) of the figures that the kinds of judgements give."""
+        both_sides = 4 * self.approval * (1 - self.approval)  # of the thumbs' weight; all of it if they are even
         kinds = (
-            ("AUC", self.votes, "thumbs", self.auc),
-            ("concordance", self.ratings, "ratings", self.concordance),
-            ("share right", self.preferences, "preferences", self.pair_accuracy),
+            ("AUC", self.votes, "thumbs", self.auc, both_sides),
+            ("concordance", self.ratings, "ratings", self.concordance, 1.0),
+            ("share right", self.preferences, "preferences", self.pair_accuracy, 1.0),
         )
         return [
-            (self.weights.get(kind, float(count)), value, f"{figure} {value:.2f} on {count} {kind}")
-            for figure, count, kind, value in kinds
+            (share * self.weights.get(kind, float(count)), value, f"{figure} {value:.2f} on {count} {kind}")
+            for figure, count, kind, value, share in kinds
             if value is not None and not math.isnan(value)
         ]
 
