@@ -42,8 +42,8 @@ class Training:
 
 GRID = (Training(1e-4), Training(3e-4), Training(1e-3), Training(3e-3))
 """What each baseline may choose from: above what TRL advises for KTO (5e-7 to 5e-6, batches of 16 to 128, more epochs),
-as an adapter takes and 100 steps want; the grid was lengthened until its best no longer lay at its end. Nothing bounds
-the KL."""
+as an adapter takes and 100 steps want. It was lengthened once, when both chose its end; KTO chooses its end again, for
+little. Nothing bounds the KL."""
 
 
 def supervised(policy: Policy, model: Path, replies: Sequence[PromptReply], how: Training, seed: int) -> None:
