@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from plaudit_learner.canary.blocks import SLACK, blocks
 from plaudit_learner.canary.evidence import weigh
 from plaudit_learner.canary.judge import ALPHA, Decision, Rules, judge
-from plaudit_learner.experience.store import Ballot, Exposure
+from plaudit_learner.experience.on_trial import Ballot, Exposure
 
 TRIALS = 25
 

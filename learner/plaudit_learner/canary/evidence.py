@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from plaudit_learner.canary.blocks import blocks, per_block
 from plaudit_learner.canary.deal import difference
 from plaudit_learner.experience.influence import voters
-from plaudit_learner.experience.store import Ballot, Exposure
+from plaudit_learner.experience.on_trial import Ballot, Exposure
 
 FEW = 3
 """Votes of one voter that always count, on each side. So many opposite pairs, at the beginning, are worth 1.3 of the

@@ -26,11 +26,10 @@ from pathlib import Path
 from plaudit.releases import IMPORTED
 from plaudit.tracing import trace_of
 from plaudit.v1.events_pb2 import Erasure, Feedback, Interaction
-from plaudit.v1.feedback_pb2 import Thumb
 from plaudit.v1.sampling_pb2 import FinishReason
-from plaudit_learner.experience import erasure, heard, retention
+from plaudit_learner.experience import erasure, heard, on_trial, retention, slots
 from plaudit_learner.experience import timeline as timelines
-from plaudit_learner.experience.on_trial import OnTrial
+from plaudit_learner.experience.on_trial import Ballot, Exposure, OnTrial
 from plaudit_learner.policy import PromptReply, prompt_key
 from plaudit_learner.ppo.rollouts import Rollout
 from plaudit_learner.reward.judgements import Preference, Rating, Vote
@@ -95,7 +94,6 @@ DROP INDEX IF EXISTS interactions_at;
 """All that tells what leaves and what is on trial, which is asked with each batch; the rows themselves are long."""
 
 _INCREMENTAL = 2  # SQLite's auto_vacuum that shrinks the file when asked to
-_RATED = 10  # a rating's value is this much above its points, so that it is no thumb
 
 
 class OtherBaseModel(ValueError):
@@ -108,39 +106,6 @@ class Tally:
 
     up: int
     down: int
-
-
-@dataclass(frozen=True, slots=True)
-class Exposure:
-    """One reply that the router drew a version for: nobody asked for that version by name."""
-
-    response_id: str
-    at: int
-    """When its request was admitted; Unix time in microseconds."""
-    seconds: float
-    """From then to its last token; 0: not known."""
-    tokens: int
-    failed: bool
-    """Whether the engine failed in the middle of it."""
-    user: str = ""
-    """Whom it was given to; empty: not known."""
-    conversation: str = ""
-    """The same for all replies of a conversation; empty: not known."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ballot:
-    """One vote that stands on such a reply."""
-
-    response_id: str
-    asker: str
-    """Whom the reply was given to; empty: not known."""
-    user: str
-    """Who it is said to be of. Only the asker may vote on what was given to one; else the name proves nothing."""
-    score: float
-    """0 or 1; of a rating of 1 to 5: 0, 1/4, … 1."""
-    at: int
-    """When it was cast; Unix time in microseconds."""
 
 
 class Experience:
@@ -245,7 +210,7 @@ class Experience:
         """Keep a statement, or learn that it was made earlier than known; one that was erased changes nothing."""
         if not self._erasures.admit_feedback(record):
             return
-        slot, value, words = _slot(record)
+        slot, value, words = slots.slot(record)
         # An import's unnamed voters are different people: each gets the statement's name, and replaces nobody's.
         unnamed = record.feedback_id if record.policy_version == IMPORTED else ""
         self._db.execute(
@@ -310,8 +275,8 @@ class Experience:
 
     def ratings(self, aspect: str, window: int) -> list[Rating]:
         """Ratings that stand on the last `window` replies, oldest first."""
-        stars = self._votes(aspect, window, range(_RATED + 1, _RATED + 6))
-        return [Rating(item, value - _RATED, 1.0, user, aspect, *source) for item, value, user, source in stars]
+        stars = self._votes(aspect, window, range(slots.RATED + 1, slots.RATED + 6))
+        return [Rating(item, value - slots.RATED, 1.0, user, aspect, *source) for item, value, user, source in stars]
 
     def preferences(self, aspect: str, window: int) -> list[Preference]:
         """Preferences that stand between two of the last `window` replies to the same prompt."""
@@ -379,31 +344,11 @@ class Experience:
 
     def exposures(self, version: str, since: int, most: int) -> list[Exposure]:
         """The first `most` replies of a version that the router drew, begun at `since` (Unix µs) or later, in order."""
-        rows = self._db.execute(
-            "SELECT response_id, at, finished_at, length(reply) / 4, finish_reason, user, conversation"
-            " FROM interactions WHERE policy_version = ? AND NOT pinned AND at >= ? ORDER BY at, response_id LIMIT ?",
-            (version, since, most),
-        )
-        return [
-            Exposure(
-                name, at, (end - at) / 1e6 if end else 0.0, tokens, reason == FinishReason.FINISH_REASON_ERROR, *drawn
-            )
-            for name, at, end, tokens, reason, *drawn in rows
-        ]
+        return on_trial.exposures(self._db, version, since, most)
 
     def ballots(self, aspect: str, versions: Sequence[str], since: int) -> list[Ballot]:
         """The thumbs and ratings that stand on replies of these versions begun at `since` (Unix µs) or later."""
-        rows = self._db.execute(
-            "SELECT s.response_id, i.user, s.user, s.value, s.at"
-            " FROM standing AS s JOIN interactions AS i USING (response_id)"
-            " WHERE s.slot = 'vote' AND s.aspect = ? AND i.at >= ? AND NOT i.pinned"
-            " AND i.policy_version IN (SELECT value FROM json_each(?)) ORDER BY s.at, s.response_id, s.user",
-            (aspect, since, json.dumps(versions)),
-        )
-        return [
-            Ballot(name, asker, user, (value - _RATED - 1) / 4 if value > _RATED else float(value == 1), at)
-            for name, asker, user, value, at in rows
-        ]
+        return on_trial.ballots(self._db, aspect, versions, since)
 
     def prompts(self, window: int) -> dict[str, tuple[int, ...]]:
         """The distinct prompts of the last `window` replies, by their key, the most recent first; none imported."""
@@ -502,20 +447,6 @@ def _traceparent(record: Interaction | Feedback) -> str:
 def _conversation(record: Interaction) -> str:
     """Hashed: its id is the client's, who may have put anything into it; all that is asked is which are the same."""
     return hashlib.sha256(record.conversation_id.encode()).hexdigest()[:32] if record.conversation_id else ""
-
-
-def _slot(record: Feedback) -> tuple[str, int, str]:
-    """Where a statement stands (a later one in the same slot replaces it), its value, and its words."""
-    verdict = record.WhichOneof("verdict")
-    if verdict == "thumb":
-        return "vote", 1 if record.thumb == Thumb.THUMB_UP else -1, ""
-    if verdict == "rating":
-        return "vote", _RATED + record.rating, ""
-    if verdict == "preferred_over":
-        return f"over {record.preferred_over}", 1, ""
-    if verdict == "comment":
-        return "comment", 0, record.comment
-    return "retraction", 0, ""
 
 
 def _source(user: str, version: str, asker: str, response_id: str, at: int) -> tuple[str, str, int]:
