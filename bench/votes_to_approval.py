@@ -87,20 +87,20 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         model = model_directory(arguments.size, Path(temporary))
         train, held_out = by_form(prompts)
-        trials = []
-        chosen: dict[str, Training] = {}
-        for seed in arguments.seeds:  # outside, so that a run that is stopped has seen every persona early
-            for name in arguments.personas:
-                lab = Lab(model, train, held_out, how)
-                trial = Trial(lab, rows, name, arguments.votes, seed, arguments.results / "work")
-                trials.append(trial.found(grid, chosen, compute=not arguments.table))
-        # The grid's policies are those of the first persona and seed.
-        first = Trial(lab, rows, arguments.personas[0], arguments.votes, arguments.seeds[0], arguments.results / "work")
-        passed_over = first.passed_over(grid, chosen, compute=not arguments.table)
-    table = _table(trials, passed_over)
+        lab = Lab(model, train, held_out, how)
+        trials = [  # seeds outside, so that a run that is stopped has seen every persona early
+            Trial(lab, rows, name, arguments.votes, seed, arguments.results / "work")
+            for seed in arguments.seeds
+            for name in arguments.personas
+        ]
+        compute, chosen = not arguments.table, dict[str, Training]()
+        found = [trial.found(grid, chosen, compute=compute) for trial in trials]
+        # Of the first trial, whose policies the grid's are; of the others what there happens to be.
+        passed_over = [trial.passed_over(grid, chosen, compute=compute and trial is trials[0]) for trial in trials]
+    table = _table(found, passed_over)
     (arguments.results / "votes_to_approval.md").write_text(table)
     print("\n" + table)
-    return conclude(arguments.size, trials, passed_over, clock.minutes)
+    return conclude(arguments.size, found, passed_over, clock.minutes)
 
 
 class Trial:
@@ -269,16 +269,17 @@ def figures_of(row: Row, base: Row) -> dict[str, float]:
     }
 
 
-def _table(trials: Sequence[Sequence[Row]], passed_over: Sequence[Row]) -> str:
+def _table(found: Sequence[Sequence[Row]], passed_over: Sequence[Sequence[Row]]) -> str:
     lines = [
         "| persona | seed | method | true approval | gain (95 %) | KL, nats | relevance | diversity | CPU min |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    lines += [_line(row, rows[0], row["key"]["method"]) for rows in trials for row in rows]
-    lines += [
-        _line(row, trials[0][0], f"{row['key']['method']} at {row['key']['learning_rate']:g}, passed over")
-        for row in passed_over
-    ]
+    for rows, others in zip(found, passed_over, strict=True):
+        lines += [_line(row, rows[0], row["key"]["method"]) for row in rows]
+        lines += [
+            _line(row, rows[0], f"{row['key']['method']} at {row['key']['learning_rate']:g}, passed over")
+            for row in others
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -293,7 +294,7 @@ def _line(row: Row, base: Row, method: str) -> str:
     )
 
 
-def conclude(size: str, trials: Sequence[Sequence[Row]], passed_over: Sequence[Row], minutes: float) -> int:
+def conclude(size: str, trials: Sequence[Sequence[Row]], passed_over: Sequence[Sequence[Row]], minutes: float) -> int:
     """The object; the goals are not about what was passed over."""
 
     def told(row: Row, base: Row) -> dict[str, Any]:
@@ -318,8 +319,8 @@ def conclude(size: str, trials: Sequence[Sequence[Row]], passed_over: Sequence[R
         and all(abs(each["diversity_share"] - 1) <= 0.05 for each in ours),
     }
     if size == "small":  # random weights reach nothing: it only asks whether everything was measured
-        goals = {"ran": complete and bool(passed_over)}
-    beside = [told(row, trials[0][0]) for row in passed_over]
+        goals = {"ran": complete and bool(passed_over[0])}
+    beside = [told(row, trial[0]) for trial, rows in zip(trials, passed_over, strict=True) for row in rows]
     return report(
         "votes_to_approval",
         size,
