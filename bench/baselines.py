@@ -3,7 +3,7 @@
 Both train the same adapter on the same tokens. KTO is TRL's trainer and loss, but for two things. Its way of making
 token ids out of texts is left out, for that adds an end to replies that were cut off, and so would teach to stop in the
 middle of a sentence; this way it may use every vote. And the model is asked for log-probabilities in the way that PPO
-asks it, which comes to the same weights in a third of the time (tests/learner/test_bench_baselines.py).
+asks it, which comes to the same weights in half of the time (tests/learner/test_bench_baselines.py).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def supervised(policy: Policy, model: Path, replies: Sequence[PromptReply], how:
 
 
 class _Reading:
-    """In the place of TRL's model: each prompt is read once, and of the layers those that learn."""
+    """In the place of TRL's model: each prompt is read once, and only by the layers that learn."""
 
     def __init__(self, policy: Policy, trunks: dict[PromptReply, Trunk]) -> None:
         self._policy, self._trunks = policy, trunks
@@ -103,9 +103,10 @@ def kto(
 
             return dataset.map(turned, batched=True, batch_size=how.batch_size)
 
-        def _precompute_ref_logps(self, dataset: Any, *others: Any) -> Any:
-            if read_by_trl:
-                return super()._precompute_ref_logps(dataset, *others)
+    class ReadingTrainer(TokensTrainer):
+        """Asks `_Reading` instead of the model, and the encodings for the reference's log-probabilities."""
+
+        def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
             asked = {
                 f"ref_{kind}logps": [
                     PromptReply(tuple(row["prompt_ids"]), tuple(row[f"{kind}completion_ids"]), False) for row in dataset
@@ -122,8 +123,8 @@ def kto(
                 dataset = dataset.add_column(name, [total[item] for item in column])
             return dataset
 
-        def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
-            return super()._compute_loss(model if read_by_trl else self._reading, inputs, return_outputs)
+        def _compute_loss(self, _: Any, inputs: Any, return_outputs: bool) -> Any:
+            return super()._compute_loss(self._reading, inputs, return_outputs)
 
     # TRL reads the rows in their order, and the mismatched pairs of a last batch of one would be its own.
     order = random.Random(seed).sample(list(votes), len(votes) - (len(votes) % how.batch_size == 1))
@@ -160,7 +161,7 @@ def kto(
             report_to="none",
             disable_tqdm=True,
         )
-        trainer = TokensTrainer(
+        trainer = (TokensTrainer if read_by_trl else ReadingTrainer)(
             model=base,
             args=arguments,
             train_dataset=Dataset.from_dict(columns),

@@ -197,19 +197,17 @@ class Trial:
     def _policy(self, method: str, how: Training) -> tuple[Policy, float]:
         """What a baseline makes of the votes, and in how many CPU minutes; trained once."""
         lab, votes = self._lab, self._deployment.votes
-        policy, clock = lab.policy(self._seed), Clock()
-        file = self._work / f"{digest({'method': method, **asdict(how)})}.pt"
-        if file.exists():
-            weights, minutes = torch.load(file, weights_only=True)
-            policy.restore(weights)
-            return policy, minutes
-        if method == KTO:
-            kto(policy, lab.model, votes, how, self._seed)
-        else:
-            supervised(policy, lab.model, [vote.item for vote in votes if vote.liked], how, self._seed)
-        minutes = clock.minutes
-        with whole(file) as unfinished:
-            torch.save((policy.snapshot(), minutes), unfinished)
+        policy = lab.policy(self._seed)
+
+        def trained() -> list[Tensor]:
+            if method == KTO:
+                kto(policy, lab.model, votes, how, self._seed)
+            else:
+                supervised(policy, lab.model, [vote.item for vote in votes if vote.liked], how, self._seed)
+            return policy.snapshot()
+
+        weights, minutes = _once(self._work / f"{digest({'method': method, **asdict(how)})}.pt", trained)
+        policy.restore(weights)
         return policy, minutes
 
     def _best(self) -> dict[str, Any]:
@@ -224,20 +222,29 @@ class Trial:
 
         Neither the persona nor the seed bears on them.
         """
-        lab, prompts, clock = self._lab, self._held_out, Clock()
-        name = digest({**identity(lab), "prompts": prompts, "samples_of_each": BEST_OF})
-        file = self._work.parent / f"base-{name}.pt"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
+        lab, prompts = self._lab, self._held_out
+
+        def sampled() -> tuple[list[dict[str, Any]], Tensor]:
             replies = lab.replies(prompts, 15, samples=BEST_OF * lab.how.samples)
-            features_ND = lab.features(replies)
-            with whole(file) as unfinished:
-                torch.save(([vars(reply) for reply in replies], features_ND, clock.minutes), unfinished)
-        kept, features_ND, minutes = torch.load(file, weights_only=True)
-        return [Rollout(**reply) for reply in kept], features_ND, minutes
+            return [vars(reply) for reply in replies], lab.features(replies)
+
+        name = digest({**identity(lab), "prompts": prompts, "samples_of_each": BEST_OF})
+        (replies, features_ND), minutes = _once(self._work.parent / f"base-{name}.pt", sampled)
+        return [Rollout(**reply) for reply in replies], features_ND, minutes
 
     def _measured(self, policy: Policy | None, replies: Any = None) -> dict[str, Any]:
         return self._lab.measured(policy, self._persona, self._model, self._held_out, replies)
+
+
+def _once(file: Path, compute: Callable[[], Any]) -> tuple[Any, float]:
+    """What it computes, tensors and plain values, and in how many CPU minutes; from the file if it is there."""
+    if not file.exists():
+        clock, found = Clock(), compute()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole(file) as unfinished:
+            torch.save((found, clock.minutes), unfinished)
+    found, minutes = torch.load(file, weights_only=True)
+    return found, minutes
 
 
 def by_form(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:

@@ -9,7 +9,8 @@ them was accepted. What *stands* of one user on one reply and aspect is derived:
 an earlier one, likewise a comment, or a preference over the same other reply; a retraction takes back all that came
 before it. So the state is a pure function of the set of records, whatever their order and number (invariant 2), and a
 vote may come before its interaction (invariant 3). What is kept is bounded (`retention.py`), and what is erased stays
-away (`erasure.py`). What it remembers of the event log itself is in `heard.py`.
+away (`erasure.py`). What it remembers of the event log itself is in `heard.py`, what a trial is judged by in
+`on_trial.py`, and how a statement is kept in `slots.py`.
 """
 
 from __future__ import annotations
