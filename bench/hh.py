@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plaudit_learner.policy import Policy, PromptReply
-from plaudit_learner.reward.features import batches
+from plaudit_learner.reward.features import batches, pooled_layers
 from plaudit_learner.template import ChatTemplate, Message
 
 PROMPT_TOKENS = 256
@@ -66,14 +66,15 @@ def encode_pairs(policy: Policy, template: ChatTemplate, pairs: Sequence[Pair], 
     """What the reference policy makes of each reply, the chosen one's row before the rejected one's.
 
     mean_PLH and last_PLH: hidden states of every fifth layer, their mean over the reply and the one of its last token;
-    float16. shape_P2: length in tokens, and whether the reply is whole.
+    float16. prompt_PH: the dialogue's last state, of the layer that the reward model sees it at. shape_P2: length in
+    tokens, and whether the reply is whole.
     """
     layers = read_layers(policy.layers)
     cache.mkdir(parents=True, exist_ok=True)
     chunks, began = [], time.monotonic()
     for start in range(0, len(pairs), CHUNK):
         chunk = pairs[start : start + CHUNK]
-        named = hashlib.sha256(repr((chunk, layers, PROMPT_TOKENS, REPLY_TOKENS)).encode()).hexdigest()[:16]
+        named = hashlib.sha256(repr((chunk, layers, "prompt", PROMPT_TOKENS, REPLY_TOKENS)).encode()).hexdigest()[:16]
         file = cache / f"{named}.safetensors"
         if not file.exists():
             tensors = _encode([item for pair in chunk for item in _items(template, pair)], policy, layers)
@@ -93,13 +94,16 @@ def read_layers(depth: int) -> list[int]:
 def _encode(items: Sequence[PromptReply], policy: Policy, layers: Sequence[int]) -> dict[str, Tensor]:
     mean: list[Tensor] = [torch.empty(0)] * len(items)
     last: list[Tensor] = [torch.empty(0)] * len(items)
+    prompt: list[Tensor] = [torch.empty(0)] * len(items)
+    seen = layers.index(pooled_layers(policy.layers)[-1])
     for rows in batches(items, 16):
-        states_LBTH = policy.reference_states([items[row] for row in rows], layers).states_LBTH
+        reading = policy.reference_states([items[row] for row in rows], layers)
         for b, row in enumerate(rows):
-            states_LTH = states_LBTH[:, b, : len(items[row].reply)]
+            states_LTH = reading.states_LBTH[:, b, : len(items[row].reply)]
             mean[row], last[row] = states_LTH.mean(dim=1).half(), states_LTH[:, -1].half()
+            prompt[row] = reading.prompt_LBH[seen, b].half()
     shape = torch.tensor([[len(item.reply), float(item.finished)] for item in items])
-    return {"mean": torch.stack(mean), "last": torch.stack(last), "shape": shape}
+    return {"mean": torch.stack(mean), "last": torch.stack(last), "prompt": torch.stack(prompt), "shape": shape}
 
 
 def _items(template: ChatTemplate, pair: Pair) -> list[PromptReply]:

@@ -173,6 +173,11 @@ class Lab:
         """What the reward model sees of each reply (N, D)."""
         return torch.stack([e.features_D for e in encode(self._base, [r.item for r in rollouts])])
 
+    @property
+    def prompt_features(self) -> int:
+        """How many of those are the prompt's; they are the last."""
+        return self._base.hidden_size
+
     def rewards(self, model: RewardModel, rollouts: Sequence[Rollout]) -> Tensor:
         """The reward model's score of each reply (N,)."""
         return model.score(self._base, [r.item for r in rollouts])

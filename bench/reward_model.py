@@ -87,14 +87,15 @@ class Data:
         self.test = [i for i, pair in enumerate(pairs) if pair.test]
         self.states = {"mean": read["mean"], "last": read["last"]}
         self.layers = list(layers)
+        self.prompts = read["prompt"].float()
         length, finished = read["shape"].T
         self.shape = torch.stack([length.log(), length.log() ** 2, finished], dim=1)
         self.judgements = [_judgement(pair, number) for number, pair in enumerate(pairs)]
 
     def features(self, pooled: Sequence[tuple[str, int]], *, shape: bool = True) -> Tensor:
-        """One row a reply: the states of (pooling, layer), then the shape, as `features.encode` orders them."""
+        """One row a reply: the states of (pooling, layer), then shape and prompt, as `features.encode` orders them."""
         blocks = [self.states[pooling][:, self.layers.index(layer)].float() for pooling, layer in pooled]
-        return torch.cat([*blocks, self.shape if shape else torch.zeros_like(self.shape)], dim=1)
+        return torch.cat([*blocks, self.shape if shape else torch.zeros_like(self.shape), self.prompts], dim=1)
 
 
 def main() -> int:
@@ -167,14 +168,23 @@ def _ways(data: Data, depth: int) -> list[Callable[[], Row]]:
     mean = [("mean", layer) for layer in default]
     two_thirds = default[-1]
 
-    def head(name: str, pooled: Sequence[tuple[str, int]], *, shape: bool = True, pessimism: float = 0.0) -> Row:
-        return ours(data, name, data.features(pooled, shape=shape), pessimism=pessimism)
+    def head(
+        name: str,
+        pooled: Sequence[tuple[str, int]],
+        *,
+        shape: bool = True,
+        pessimism: float = 0.0,
+        interactions: bool = True,
+    ) -> Row:
+        features_RD = data.features(pooled, shape=shape)
+        return ours(data, name, features_RD, pessimism=pessimism, interactions=interactions)
 
     ways: list[Callable[[], Row]] = [
         lambda: tfidf(data),
         lambda: length_alone(data),
         lambda: head(OURS, mean, pessimism=PESSIMISM),
         lambda: head(PLAIN, mean),
+        lambda: head("ours, without interactions", mean, interactions=False),
         lambda: head("ours, without the shape of the reply", mean, shape=False),
         lambda: head("ours, last token instead of mean", [("last", layer) for layer in default]),
         lambda: head("ours, mean and last token", [*mean, *(("last", layer) for layer in default)]),
@@ -188,15 +198,23 @@ def _ways(data: Data, depth: int) -> list[Callable[[], Row]]:
     return ways
 
 
-def ours(data: Data, name: str, features_RD: Tensor, *, pessimism: float = 0.0) -> Row:
-    """The learner's own fit, its penalty chosen on the training pairs."""
+def ours(data: Data, name: str, features_RD: Tensor, *, pessimism: float = 0.0, interactions: bool = True) -> Row:
+    """The learner's own fit, its inputs and penalty chosen on the training pairs; without interactions if told so."""
     began = time.monotonic()
+    prompt_features = data.prompts.shape[1]
+    if not interactions:
+        features_RD, prompt_features = features_RD[:, :-prompt_features], 0
     model = fit_features(
-        features_RD[_rows(data.train)], [], [data.judgements[i] for i in data.train], pessimism=pessimism
+        features_RD[_rows(data.train)],
+        [],
+        [data.judgements[i] for i in data.train],
+        prompt_features=prompt_features,
+        pessimism=pessimism,
     )
     # Not clipped as rewards are: here, order is all.
     score_R = model.lowered(features_RD[_rows(data.test)], "quality")
-    note = f"penalty {model.metrics.penalty:g}, {time.monotonic() - began:.0f} s"
+    seen = ", interactions" if model.metrics.interactions else ""
+    note = f"penalty {model.metrics.penalty:g}{seen}, {time.monotonic() - began:.0f} s"
     # Cross-validation is of the plain margin.
     return Row(name, None if pessimism else model.metrics.accuracy, right(score_R[::2] - score_R[1::2]), note)
 
@@ -204,13 +222,13 @@ def ours(data: Data, name: str, features_RD: Tensor, *, pessimism: float = 0.0) 
 def pca(data: Data, pooled: Sequence[tuple[str, int]], rank: int) -> Row:
     """The features reduced to their first principal components over the training replies."""
     features_RD = data.features(pooled)
-    states_RD = features_RD[:, : -data.shape.shape[1]]
+    states_RD, rest_RD = features_RD.tensor_split([-data.shape.shape[1] - data.prompts.shape[1]], dim=1)
     train_RD = states_RD[_rows(data.train)]
     mean_D, sd_D = train_RD.mean(dim=0), train_RD.std(dim=0).clamp(min=1e-4)
     _, _, directions_KD = torch.linalg.svd((train_RD - mean_D) / sd_D, full_matrices=False)
     first_KD = directions_KD[:rank]
     reduced_RD = ((states_RD - mean_D) / sd_D) @ first_KD.T @ first_KD
-    return ours(data, f"ours, {rank} principal components", torch.cat([reduced_RD, data.shape], dim=1))
+    return ours(data, f"ours, {rank} principal components", torch.cat([reduced_RD, rest_RD], dim=1))
 
 
 def length_alone(data: Data) -> Row:
@@ -230,7 +248,8 @@ def tfidf(data: Data) -> Row:
 def both(data: Data, pooled: Sequence[tuple[str, int]]) -> Row:
     """Do they know different things? Each margin over its own deviation, added."""
     features_RD = data.features(pooled)
-    model = fit_features(features_RD[_rows(data.train)], [], [data.judgements[i] for i in data.train])
+    judged = [data.judgements[i] for i in data.train]
+    model = fit_features(features_RD[_rows(data.train)], [], judged, prompt_features=data.prompts.shape[1])
     score_R = model.margin(features_RD[_rows(data.test)])
     margin_P, words_P = score_R[::2] - score_R[1::2], _tfidf(data)[0]
     added_P = margin_P / margin_P.std() + words_P / words_P.std()

@@ -80,8 +80,8 @@ class Context:
     """1 at real tokens, 0 at pads."""
     logits_BV: Tensor
     """Logits of the token that comes next."""
-    state_B1H: Tensor | None = None
-    """The last hidden state, from which those logits come; only if asked for."""
+    last_LBH: Tensor | None = None
+    """Hidden states at the last token, the embeddings' first; those logits come from the last. Only if asked for."""
     trunk_BSH: Tensor | None = None
     """The trunk's states at each token; only if asked for."""
 
@@ -90,8 +90,8 @@ class Context:
         self.cache.batch_select_indices(rows_B)
         self.mask_BS = self.mask_BS[rows_B]
         self.logits_BV = self.logits_BV[rows_B]
-        if self.state_B1H is not None and self.trunk_BSH is not None:
-            self.state_B1H, self.trunk_BSH = self.state_B1H[rows_B], self.trunk_BSH[rows_B]
+        if self.last_LBH is not None and self.trunk_BSH is not None:
+            self.last_LBH, self.trunk_BSH = self.last_LBH[:, rows_B], self.trunk_BSH[rows_B]
 
 
 class Reading(NamedTuple):
@@ -99,6 +99,8 @@ class Reading(NamedTuple):
 
     states_LBTH: Tensor
     """Hidden states at the reply tokens, of the layers asked for; float32."""
+    prompt_LBH: Tensor
+    """The same at the prompt's last token."""
     predicting_BTH: Tensor
     """Last hidden states one token earlier: `Policy.head` makes of them the logits that predict each reply token."""
     mask_BT: Tensor
@@ -275,7 +277,8 @@ class Policy:
         trunk = self.trunk
         with self.reference():
             context = self._read_shared(items, states=True)
-            first_B1H, trunk_BSH = context.state_B1H, context.trunk_BSH
+            last_LBH, trunk_BSH = context.last_LBH, context.trunk_BSH
+            assert last_LBH is not None
             assert trunk_BSH is not None
             tokens_BT, mask_BT = pad([item.reply for item in items])
             output = self.extend(
@@ -284,12 +287,13 @@ class Policy:
             hidden = output.hidden_states
             if not torch.allclose(self.head(hidden[-1][:, -1]), output.logits[:, 0], rtol=0.02, atol=0.02):
                 raise ValueError("the model's logits are not a plain product of its last state: it is not supported")
-            predicting_BTH = torch.cat([first_B1H, hidden[-1][:, :-1]], dim=1)
+            predicting_BTH = torch.cat([last_LBH[-1][:, None], hidden[-1][:, :-1]], dim=1)
             trunks = [
                 Trunk(prompt_SH[-len(item.prompt) :].clone(), reply_TH[: len(item.reply)].clone())
                 for item, prompt_SH, reply_TH in zip(items, trunk_BSH, hidden[trunk], strict=True)
             ]
-            return Reading(torch.stack([hidden[layer].float() for layer in layers]), predicting_BTH, mask_BT, trunks)
+            states_LBTH = torch.stack([hidden[layer].float() for layer in layers])
+            return Reading(states_LBTH, last_LBH[list(layers)].float(), predicting_BTH, mask_BT, trunks)
 
     def head(self, states_BTH: Tensor) -> Tensor:
         """The logits that last hidden states give."""
@@ -301,6 +305,11 @@ class Policy:
     def layers(self) -> int:
         """How many layers the base model has."""
         return int(self.model.config.num_hidden_layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the width of the base model's hidden states."""
+        return int(self.model.config.hidden_size)
 
     def _adapter(self, name: str) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = get_peft_model_state_dict(
@@ -332,7 +341,8 @@ class Policy:
         )
         context = Context(cache, mask_BS, output.logits[:, -1].float())
         if states:
-            context.state_B1H, context.trunk_BSH = output.hidden_states[-1][:, -1:], output.hidden_states[self.trunk]
+            hidden = output.hidden_states
+            context.last_LBH, context.trunk_BSH = torch.stack([states[:, -1] for states in hidden]), hidden[self.trunk]
         return context
 
     def _begins_at(self, layer: int) -> bool:

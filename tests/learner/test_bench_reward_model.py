@@ -22,7 +22,7 @@ class Features:
 def test_the_goals_row_is_as_pessimistic_as_the_learner(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted: dict[str, float] = {}
 
-    def ours(_data: object, name: str, _features: object, *, pessimism: float) -> None:
+    def ours(_data: object, name: str, _features: object, *, pessimism: float, interactions: bool) -> None:
         fitted[name] = pessimism
 
     monkeypatch.setattr(bench, "ours", ours)

@@ -182,8 +182,7 @@ def test_evaluation_repeats_and_is_judged_by_a_saved_reward_model(tiny_model: Pa
 def test_a_reward_model_of_another_model_is_refused(tiny_model: Path) -> None:
     policy = Policy.load(tiny_model)
     model = reward_model(policy)
-    model.weights["mean_D"] = model.weights["mean_D"][:-1]
-    model.weights["mean_D"] = model.weights["mean_D"][:-1]
+    model = dataclasses.replace(model, inputs=dataclasses.replace(model.inputs, mean_R=model.inputs.mean_R[:-2]))
     with pytest.raises(ValueError, match="the reward model does not fit the base model"):
         evaluate(
             policy,

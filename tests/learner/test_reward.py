@@ -106,7 +106,7 @@ def test_a_flood_of_little_weight_sets_no_scale() -> None:
     flood = [Vote(PromptReply((9, i % 50), (i,), False), i % 2 == 0, weight=1 / 2000) for i in range(2000)]
     alone, flooded = fit_features(features, votes), fit_features(torch.cat([features, strange]), [*votes, *flood])
     test, _ = synthetic(300, seed=1)
-    torch.testing.assert_close(flooded.weights["mean_D"], alone.weights["mean_D"], atol=0.3, rtol=0)
+    torch.testing.assert_close(flooded.inputs.mean_R, alone.inputs.mean_R, atol=0.3, rtol=0)
     assert correlation(alone.margin(test), flooded.margin(test)) > 0.97
 
 
@@ -207,7 +207,7 @@ def test_pessimism_lowers_what_is_uncertain() -> None:
     features, votes = synthetic(200, seed=0)
     hopeful, wary = (fit_features(features, votes, pessimism=k) for k in (0.0, 2.0))
     far = torch.zeros(1, D)
-    far[0, 1] = 30.0 * torch.sign(hopeful.weights["quality.weight_D"][1])  # a fluke of the fit, followed far out
+    far[0, 1] = 30.0 * torch.sign(hopeful.weights["quality.weight_W"][1])  # a fluke of the fit, followed far out
     near = torch.zeros(1, D)
     assert hopeful.score_features(far) > hopeful.score_features(near)
     assert wary.score_features(far) < wary.score_features(near)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from plaudit_learner.ppo.rollouts import Rollout
@@ -118,12 +118,11 @@ class Critic:
     def _inputs(self, encoding: Encoding) -> Tensor:
         """What is known before each token (T, C), float64; before the first one there is no prefix: zeros."""
         model = self._reward_model
-        known_D = encoding.prefix_TD[:-1]
-        before_first = torch.zeros(1, known_D.shape[1])
-        scaled_TD = torch.cat([before_first, (known_D - model.weights["mean_D"]) / model.weights["scale_D"]])
+        known_TD = encoding.prefix_TD[:-1]
+        scaled_TD = nn.functional.pad(model.inputs.replies(known_TD), (0, 0, 1, 0))
         length = len(scaled_TD)
         position_T = torch.arange(length) / self._horizon
-        settled_T = torch.cat([torch.zeros(1), model.score_features(known_D)]) * _SETTLED
+        settled_T = torch.cat([torch.zeros(1), model.score_features(known_TD)]) * _SETTLED
         first_T = torch.zeros(length)
         first_T[0] = 1.0
         extra_TX = torch.stack([settled_T, settled_T * position_T, position_T, position_T**2, first_T], dim=1)

@@ -1,6 +1,8 @@
-"""What the reward model sees of a reply: the reference policy's hidden states, pooled, and the reply's shape.
+"""What the reward model sees of a reply: the reference policy's hidden states, pooled; the reply's shape; the prompt.
 
-A reply's features are the same as long as the reference is: a caller may keep them until then.
+A reply's features are the same as long as the reference is: a caller may keep them until then. A row of them is the
+mean state at each of a few layers, H numbers each; then the reply's shape, SHAPE_FEATURES numbers; then, for what the
+reply was asked to be, the state at the prompt's last token of the deepest of those layers, H numbers.
 
 Shapes: N replies, D features, T reply tokens, H hidden size, L layers, X shape features.
 """
@@ -38,7 +40,7 @@ class Encoding:
 
     @property
     def features_D(self) -> Tensor:
-        """The mean state at each of a few layers, H numbers each; then the reply's shape, SHAPE_FEATURES numbers."""
+        """Features of the whole reply."""
         return self.prefix_TD[-1]
 
 
@@ -64,7 +66,8 @@ def encode(
         for b, row in enumerate(rows):
             length = len(items[row].reply)
             states_LTH = reading.states_LBTH[:, b, :length]
-            prefix_TD = _prefixes(states_LTH, items[row].finished) if prefixes else _whole(states_LTH, items[row])
+            reply_TD = _prefixes(states_LTH, items[row].finished) if prefixes else _whole(states_LTH, items[row])
+            prefix_TD = torch.cat([reply_TD, reading.prompt_LBH[-1, b].expand(len(reply_TD), -1)], dim=1)
             trunk = reading.trunks[b] if trunks else None
             found[row] = Encoding(prefix_TD, reading.predicting_BTH[b, :length].clone(), trunk)
     return [encoding for _, encoding in sorted(ranks.union(found).items())]

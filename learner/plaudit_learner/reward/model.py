@@ -1,13 +1,15 @@
 """The reward model: how much people would like a reply, from thumbs, ratings and preferences on its aspects.
 
 One backbone, one linear head for each aspect: the features are the frozen reference policy's (`features.py`), a head
-is the one answer of a convex problem (`head.py`), its L2 penalty chosen by cross-validation over prompts. The reward is
-a declared combination of aspects (`aspects.py`), each taken pessimistically and up to its cap:
+adds up what `inputs.py` makes of them. It is the one answer of a convex problem (`head.py`), its L2 penalty chosen by
+cross-validation over prompts (`validation.py`), and so is whether it sees interactions with the prompt. The reward is a
+declared combination of aspects (`aspects.py`), each taken pessimistically and up to its cap:
 
     z_a    = (m_a - k * sd_a(m_a) - mean) / sd       m_a: log-odds of a thumb up; mean, sd: of the reference's replies
     reward = (sum_a min(weight_a * z_a, cap_a) - mean) / sd, clipped
 
-Shapes: N judgements or replies, M replies that were judged, D features, K coordinates (at most N or D).
+Shapes: N judgements or replies, M replies that were judged, D features, W inputs of a head (with interactions or
+without), K coordinates (at most N or W).
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -30,7 +32,8 @@ from plaudit_learner.policy import Policy, PromptReply, prompt_key
 from plaudit_learner.reward import aspects, head
 from plaudit_learner.reward.aspects import DEFAULT, Term
 from plaudit_learner.reward.calibration import auc
-from plaudit_learner.reward.features import SHAPE_FEATURES, encode
+from plaudit_learner.reward.features import encode
+from plaudit_learner.reward.inputs import Inputs
 from plaudit_learner.reward.judgements import (
     Judgement,
     NotEnoughVotesError,
@@ -46,19 +49,22 @@ __all__ = ["NotEnoughVotesError", "Preference", "Rating", "RewardMetrics", "Rewa
 
 CLIP = 3.0
 """Rewards are clipped to this many deviations: the linear head is not to be trusted far from what was voted on."""
+_RANK = 1e-10  # squared singular values below this share of the largest are rounding
 _KNOWN = 1e-3  # directions of which the judgements say less than this share are left to the prior
 
 FeatureCache = dict[PromptReply, Tensor]
 """Features of replies read before; the caller keeps it between fits, and bounds it."""
 T = TypeVar("T", bound=Judgement)
+_Judged = tuple[list[Vote], list[Preference], list[Rating]]
 
 
 @dataclass(frozen=True)
 class RewardModel:
-    """Heads on standardised features, and how they make up the reward. Made by `fit`, `fit_features` or `load`."""
+    """Heads, and how they make up the reward. Made by `fit`, `fit_features` or `load`."""
 
+    inputs: Inputs
     weights: dict[str, Tensor]
-    """mean_D and scale_D standardise the features; each aspect's are named `aspect.…`."""
+    """The heads': each aspect's are named `aspect.…`."""
     heads: dict[str, RewardMetrics]
     """The aspects that a head was fitted for."""
     terms: tuple[Term, ...] = DEFAULT
@@ -82,8 +88,7 @@ class RewardModel:
         Without thumbs, of a liking above 0.
         """
         aspect = aspect or self.terms[0].aspect
-        scaled_ND = self._scaled(features_ND)
-        return scaled_ND @ self.weights[f"{aspect}.weight_D"] - self.weights[f"{aspect}.edges_C"][0]
+        return self._inputs(features_ND, aspect) @ self._weight(aspect) - self.weights[f"{aspect}.edges_C"][0]
 
     def deviation(self, features_ND: Tensor, aspect: str | None = None) -> Tensor:
         """How uncertain the margins are (N,), relative to that of the average reply: one standard deviation, float32.
@@ -91,9 +96,9 @@ class RewardModel:
         It is 0 at the average reply, small along what was voted on, and grows without end away from it.
         """
         aspect = aspect or self.terms[0].aspect
-        scaled_ND = self._scaled(features_ND).double()
-        explained_N = (scaled_ND @ self.weights[f"{aspect}.known_DK"].double()).square().sum(dim=1)
-        left_N = (scaled_ND.square().sum(dim=1) - explained_N).clamp(min=0)
+        inputs_NW = self._inputs(features_ND, aspect).double()
+        explained_N = (inputs_NW @ self.weights[f"{aspect}.known_WK"].double()).square().sum(dim=1)
+        left_N = (inputs_NW.square().sum(dim=1) - explained_N).clamp(min=0)
         return (left_N * self.weights[f"{aspect}.prior"]).sqrt().float()
 
     def score_features(self, features_ND: Tensor) -> Tensor:
@@ -125,7 +130,7 @@ class RewardModel:
         """Write reward_model.safetensors and reward_model.json, each wholly or not at all, the description last."""
         directory.mkdir(parents=True, exist_ok=True)
         with whole(directory / "reward_model.safetensors") as unfinished:
-            save_file(self.weights, unfinished)
+            save_file(vars(self.inputs) | self.weights, unfinished)
         described = {
             "aspects": ",".join(map(str, self.terms)),
             "pessimism": self.pessimism,
@@ -151,12 +156,19 @@ class RewardModel:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{description} is not a reward model of this version: {error}") from None
         try:
-            return cls(load_file(weights), heads, terms, pessimism, reference, scale, prompts)
-        except SafetensorError as error:
+            tensors = load_file(weights)
+            inputs = Inputs(**{each.name: tensors.pop(each.name) for each in fields(Inputs)})
+            return cls(inputs, tensors, heads, terms, pessimism, reference, scale, prompts)
+        except (KeyError, SafetensorError) as error:
             raise ValueError(f"{weights} is not a reward model, or torn: {error}") from None
 
-    def _scaled(self, features_ND: Tensor) -> Tensor:
-        return (features_ND - self.weights["mean_D"]) / self.weights["scale_D"]
+    def _weight(self, aspect: str) -> Tensor:
+        return self.weights[f"{aspect}.weight_W"]
+
+    def _inputs(self, features_ND: Tensor, aspect: str) -> Tensor:
+        if len(self._weight(aspect)) == self.inputs.width:
+            return self.inputs.replies(features_ND)
+        return self.inputs.with_interactions(features_ND)
 
     def lowered(self, features_ND: Tensor, aspect: str) -> Tensor:
         """Margins (N,) less `pessimism` deviations."""
@@ -199,8 +211,16 @@ def fit(
     items += [r.item for r in ratings]
     new = [item for item in dict.fromkeys(items) if item not in cache]
     cache.update((item, encoding.features_D) for item, encoding in zip(new, encode(policy, new), strict=True))
-    features_MD = torch.stack([cache[item] for item in items])
-    model = fit_features(features_MD, votes, preferences, ratings, terms=terms, pessimism=pessimism, before=before)
+    model = fit_features(
+        torch.stack([cache[item] for item in items]),
+        votes,
+        preferences,
+        ratings,
+        prompt_features=policy.hidden_size,
+        terms=terms,
+        pessimism=pessimism,
+        before=before,
+    )
     return replace(model, prompts=frozenset(map(prompt_key, {item.prompt for item in items})))
 
 
@@ -210,43 +230,46 @@ def fit_features(
     preferences: Sequence[Preference] = (),
     ratings: Sequence[Rating] = (),
     *,
+    prompt_features: int = 0,
     terms: tuple[Term, ...] = DEFAULT,
     pessimism: float = 0.0,
     before: RewardModel | None = None,
 ) -> RewardModel:
     """Fit to features: rows of the votes first, then each preference's chosen and rejected reply, then the ratings.
 
-    Arguments and errors are those of `fit`.
+    prompt_features: how many of the last features are the prompt's; without any there are no interactions.
+    Other arguments, and errors, are those of `fit`.
     """
     _require_terms(terms, votes, preferences, ratings)
     weights_M = [vote.weight for vote in votes] + [pair.weight for pair in preferences for _ in range(2)]
     weights_M += [rating.weight for rating in ratings]
-    mean_D, scale_D = _scaling(features_MD, torch.tensor(weights_M))
-    scaled_MD = ((features_MD - mean_D) / scale_D).double()
-    weights, heads = {"mean_D": mean_D, "scale_D": scale_D}, {}
+    inputs = Inputs.fitted(features_MD, torch.tensor(weights_M), prompt_features)
+    inputs_MW = inputs.with_interactions(features_MD).double()
+    weights: dict[str, Tensor] = {}
+    heads: dict[str, RewardMetrics] = {}
     needed = {term.aspect for term in terms}
-    for aspect, judged in _by_aspect(scaled_MD, votes, preferences, ratings):
+    for aspect, rows_NW, judged in _by_aspect(inputs_MW, votes, preferences, ratings):
         try:
-            require_enough(*judged[1:])
+            require_enough(*judged)
         except NotEnoughVotesError as error:
             if aspect in needed:
                 raise NotEnoughVotesError(f"aspect {aspect}: {error}") from None
             continue
-        start_D = None
-        if before is not None and f"{aspect}.weight_D" in before.weights:
-            start_D = (before.weights[f"{aspect}.weight_D"] / before.weights["scale_D"] * scale_D).double()
-        found, heads[aspect] = _fit_head(*judged, start_D)
+        start_R = None
+        if before is not None and aspect in before.heads:
+            start_R = before._weight(aspect)[: inputs.width] / before.inputs.scale_R * inputs.scale_R
+        found, heads[aspect] = _fit_head(rows_NW, inputs.width, judged, start_R)
         weights |= {f"{aspect}.{name}": tensor.float().contiguous() for name, tensor in found.items()}
-    return RewardModel(weights, heads, terms, pessimism).normalised(features_MD)
+    return RewardModel(inputs, weights, heads, terms, pessimism).normalised(features_MD)
 
 
 def _by_aspect(
-    scaled_MD: Tensor, votes: Sequence[Vote], preferences: Sequence[Preference], ratings: Sequence[Rating]
-) -> Iterator[tuple[str, tuple[Tensor, list[Vote], list[Preference], list[Rating]]]]:
-    """Each aspect's rows (N, D) and judgements; a preference's row is the difference of its replies'."""
+    inputs_MW: Tensor, votes: Sequence[Vote], preferences: Sequence[Preference], ratings: Sequence[Rating]
+) -> Iterator[tuple[str, Tensor, _Judged]]:
+    """Each aspect's rows (N, W) and judgements; a preference's row is the difference of its replies'."""
     n, p = len(votes), len(preferences)
-    pairs_MD = scaled_MD[n : n + 2 * p]
-    rows_ND = torch.cat([scaled_MD[:n], pairs_MD[::2] - pairs_MD[1::2], scaled_MD[n + 2 * p :]])
+    pairs_MW = inputs_MW[n : n + 2 * p]
+    rows_NW = torch.cat([inputs_MW[:n], pairs_MW[::2] - pairs_MW[1::2], inputs_MW[n + 2 * p :]])
     judgements: list[Judgement] = [*votes, *preferences, *ratings]
 
     def of(kind: Sequence[T], aspect: str) -> list[T]:
@@ -254,50 +277,45 @@ def _by_aspect(
 
     for aspect in sorted({judgement.aspect for judgement in judgements}):
         here_N = torch.tensor([judgement.aspect == aspect for judgement in judgements])
-        yield aspect, (rows_ND[here_N], of(votes, aspect), of(preferences, aspect), of(ratings, aspect))
+        yield aspect, rows_NW[here_N], (of(votes, aspect), of(preferences, aspect), of(ratings, aspect))
 
 
 def _fit_head(
-    rows_ND: Tensor,
-    votes: Sequence[Vote],
-    preferences: Sequence[Preference],
-    ratings: Sequence[Rating],
-    start_D: Tensor | None,
+    rows_NW: Tensor, plain: int, judged: _Judged, start_R: Tensor | None
 ) -> tuple[dict[str, Tensor], RewardMetrics]:
-    """A head's tensors, and what cross-validation says of it."""
-    # The solution lies in the span of the rows: in the coordinates of their singular vectors it is the same, and small.
-    u, s, vt = torch.linalg.svd(rows_ND, full_matrices=False)
-    rows = head.Rows.of(u * s, votes, preferences, ratings)
-    metrics = validate(rows, [*votes, *preferences, *ratings])
-    found = head.fit(rows, metrics.penalty, None if start_D is None else vt @ start_D)
+    """A head's tensors, and what cross-validation says of it. The first `plain` inputs are not interactions."""
+    views = [_View.of(rows_NW[:, :width], judged) for width in sorted({plain, rows_NW.shape[1]})]
+    chosen, metrics = validate([view.rows for view in views], [judgement for kind in judged for judgement in kind])
+    rows, axes_KW = views[chosen].rows, views[chosen].axes_KW
+    start_K = None if start_R is None else axes_KW[:, : len(start_R)] @ start_R.double()
+    found = head.fit(rows, metrics.penalty, start_K)
     known_KK, prior = head.known(found, rows, metrics.penalty)
     known_KK = known_KK[:, known_KK.square().sum(dim=0) > _KNOWN]
     tensors = {
-        "weight_D": vt.T @ found.weight_K,
+        "weight_W": axes_KW.T @ found.weight_K,
         "edges_C": found.edges_C,
-        "known_DK": vt.T @ known_KK,
+        "known_WK": axes_KW.T @ known_KK,
         "prior": torch.tensor(prior),
     }
     return tensors, metrics
 
 
-def _scaling(features_MD: Tensor, weight_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Each feature to mean 0; then each block of the encoding, and each shape feature, to the same weight.
+class _View(NamedTuple):
+    """Judgements in coordinates of as few dimensions as the solution has: it lies in the span of their rows."""
 
-    Without it the widest block would decide alone, and the three shape features would go under among thousands.
-    Replies count as their judgements do: a flood of replies of one kind must not set the scale of a feature.
-    """
-    if (weight_M == weight_M[0]).all():
-        mean_D, scale_D = features_MD.mean(dim=0), features_MD.std(dim=0)
-    else:
-        share_M = weight_M / weight_M.sum()
-        mean_D = share_M @ features_MD
-        # The unbiased estimate with shares for 1 / M; of equal ones it is the one above, but for rounding.
-        scale_D = (share_M @ (features_MD - mean_D).square() / (1 - share_M.square().sum())).sqrt()
-    scale_D = scale_D.clamp(min=1e-4)
-    states = features_MD.shape[1] - SHAPE_FEATURES
-    scale_D[:states] *= states**0.5
-    return mean_D, scale_D
+    rows: head.Rows
+    axes_KW: Tensor
+    """Orthonormal."""
+
+    @classmethod
+    def of(cls, rows_NW: Tensor, judged: _Judged) -> _View:
+        if rows_NW.shape[0] >= rows_NW.shape[1]:
+            return cls(head.Rows.of(rows_NW, *judged), torch.eye(rows_NW.shape[1], dtype=torch.float64))
+        # The singular vectors, by way of the Gram matrix: of few long rows that is many times as fast.
+        value_N, u_NN = torch.linalg.eigh(rows_NW @ rows_NW.T)
+        kept_N = value_N > _RANK * value_N[-1]
+        u_NK, s_K = u_NN[:, kept_N], value_N[kept_N].sqrt()
+        return cls(head.Rows.of(u_NK * s_K, *judged), (u_NK / s_K).T @ rows_NW)
 
 
 def _mean_sd(margin_N: Tensor) -> tuple[float, float]:

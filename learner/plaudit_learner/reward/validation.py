@@ -1,7 +1,7 @@
-"""How good a head is on judgements that it was not fitted to, and the L2 penalty that is best there.
+"""How good a head is on judgements that it was not fitted to, and the inputs and L2 penalty that are best there.
 
-The penalty is chosen with prompts held out; what is reported then is measured with prompts and, where there are enough
-users, users held out (`judgements.py` says how and why).
+Both are chosen with prompts held out; what is reported then is measured with prompts and, where there are enough users,
+users held out (`judgements.py` says how and why).
 
 Shapes: N judgements, P preferences.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,8 @@ class RewardMetrics:
     """What was predicted beside what came, in tenths."""
     weights: dict[str, float] = field(default_factory=dict)
     """What the thumbs, ratings and preferences weigh; models of older releases do not say, then each counts 1."""
+    interactions: bool = False
+    """Whether the head sees interactions of the reply with its prompt."""
 
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> RewardMetrics:
@@ -123,25 +125,50 @@ class RewardMetrics:
         known = ", ".join(
             f"{name} {value:.2f}" for name, value in numbers.items() if value is not None and not math.isnan(value)
         )
-        return f"{there}; held out by prompt{' and user' if self.by_user else ''}: {known}"
+        seen = ", seen with its prompt" if self.interactions else ""
+        return f"{there}{seen}; held out by prompt{' and user' if self.by_user else ''}: {known}"
 
 
-def validate(rows: head.Rows, judgements: Sequence[Judgement]) -> RewardMetrics:
-    """Choose the penalty, and measure the head it gives; `judgements` are those of the rows."""
+def validate(views: Sequence[head.Rows], judgements: Sequence[Judgement]) -> tuple[int, RewardMetrics]:
+    """Choose the inputs and the penalty, and measure the head they give.
+
+    views: the judgements' rows without interactions, and with them if there are any. Those with are taken if they
+    predict better by more than a standard error (the one-standard-error rule: Breiman et al. 1984, section 3.4.3).
+    Gives the number of the view taken, and what is measured of it.
+    """
     prompt_N, user_N = prompt_folds(judgements), user_folds(judgements)
     parts = list(cells(prompt_N, None))
-    best, penalty = held_out(rows, PENALTIES[-1], parts), PENALTIES[-1]
+    (best, penalty), *others = (_best_penalty(rows, parts) for rows in views)
+    taken = 0
+    if others and _surely_better(others[0][0], best, views[0].weight_N):
+        taken, (best, penalty) = 1, others[0]
+    if user_N is not None:
+        best = held_out(views[taken], penalty, list(cells(prompt_N, user_N)))
+    users = len({judgement.user for judgement in judgements if judgement.user})
+    metrics = measure(best, views[taken], penalty=penalty, users=users, by_user=user_N is not None)
+    return taken, replace(metrics, interactions=bool(taken))
+
+
+def _best_penalty(rows: head.Rows, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[HeldOut, float]:
+    best, penalty, worse = held_out(rows, PENALTIES[-1], parts), PENALTIES[-1], 0
     starts = best.found
     for candidate in reversed(PENALTIES[:-1]):
         # From the stiffest to the freest, each from the one before: the answers lie close together.
         result = held_out(rows, candidate, parts, starts)
         starts = result.found
         if result.loss(rows.weight_N) < best.loss(rows.weight_N):
-            best, penalty = result, candidate
-    if user_N is not None:
-        best = held_out(rows, penalty, list(cells(prompt_N, user_N)))
-    users = len({judgement.user for judgement in judgements if judgement.user})
-    return measure(best, rows, penalty=penalty, users=users, by_user=user_N is not None)
+            best, penalty, worse = result, candidate, 0
+        elif (worse := worse + 1) == 2:
+            break  # the loss falls and then rises; the freest fits take the longest
+    return best, penalty
+
+
+def _surely_better(one: HeldOut, other: HeldOut, weight_N: Tensor) -> bool:
+    """Whether one's likelihood is the higher by more than the standard error of the difference, over judgements."""
+    share_N = weight_N / weight_N.sum()
+    more_N = one.log_likelihood_N - other.log_likelihood_N
+    more = share_N @ more_N
+    return bool(more > (share_N * (more_N - more)).norm())
 
 
 @dataclass(frozen=True)
