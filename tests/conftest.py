@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from xdist.scheduler import LoadScopeScheduling
 # Before torch is imported anywhere: two spinning OpenMP threads collapse under contention.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# In the background of a shell without job control SIGINT is ignored, and programs under test would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Each test has a time limit; those of single examples would only say how busy the machine is.
 settings.register_profile("plaudit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
