@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch import Tensor
+from torch.nn.functional import normalize, pad
 
 from plaudit_learner.ppo.rollouts import Rollout
 from plaudit_learner.reward.features import Encoding
@@ -119,7 +119,7 @@ class Critic:
         """What is known before each token (T, C), float64; before the first one there is no prefix: zeros."""
         model = self._reward_model
         known_TD = encoding.prefix_TD[:-1]
-        scaled_TD = nn.functional.pad(model.inputs.replies(known_TD), (0, 0, 1, 0))
+        scaled_TD = pad(model.inputs.replies(known_TD), (0, 0, 1, 0))
         length = len(scaled_TD)
         position_T = torch.arange(length) / self._horizon
         settled_T = torch.cat([torch.zeros(1), model.score_features(known_TD)]) * _SETTLED

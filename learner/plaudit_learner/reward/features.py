@@ -4,7 +4,7 @@ A reply's features are the same as long as the reference is: a caller may keep t
 mean state at each of a few layers, H numbers each; then the reply's shape, SHAPE_FEATURES numbers; then, for what the
 reply was asked to be, the state at the prompt's last token of the deepest of those layers, H numbers.
 
-Shapes: N replies, D features, T reply tokens, H hidden size, L layers, X shape features.
+Shapes: N replies, D features, R of them of the reply, T reply tokens, H hidden size, L layers, X shape features.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def encode(
         for b, row in enumerate(rows):
             length = len(items[row].reply)
             states_LTH = reading.states_LBTH[:, b, :length]
-            reply_TD = _prefixes(states_LTH, items[row].finished) if prefixes else _whole(states_LTH, items[row])
-            prefix_TD = torch.cat([reply_TD, reading.prompt_LBH[-1, b].expand(len(reply_TD), -1)], dim=1)
+            reply_TR = _prefixes(states_LTH, items[row].finished) if prefixes else _whole(states_LTH, items[row])
+            prefix_TD = torch.cat([reply_TR, reading.prompt_LBH[-1, b].expand(len(reply_TR), -1)], dim=1)
             trunk = reading.trunks[b] if trunks else None
             found[row] = Encoding(prefix_TD, reading.predicting_BTH[b, :length].clone(), trunk)
     return [encoding for _, encoding in sorted(ranks.union(found).items())]

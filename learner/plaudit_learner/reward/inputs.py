@@ -59,19 +59,15 @@ class Inputs:
 
     def replies(self, features_ND: Tensor) -> Tensor:
         """The reply's features, standardised (N, R). Raises RuntimeError for features of a model of another size."""
-        replies_NR, _ = self._parts(features_ND)
+        replies_NR, _ = features_ND.split([self.width, len(self.prompt_mean_H)], dim=1)
         return (replies_NR - self.mean_R) / self.scale_R
 
     def with_interactions(self, features_ND: Tensor) -> Tensor:
         """The same and, to their right, the interactions (N, R + S * C), of about the weight of the states."""
-        replies_NR, (_, prompts_NH) = self.replies(features_ND), self._parts(features_ND)
-        prompts_NC = (prompts_NH - self.prompt_mean_H) @ self.prompt_axes_HC
+        replies_NR = self.replies(features_ND)
+        prompts_NC = (features_ND[:, self.width :] - self.prompt_mean_H) @ self.prompt_axes_HC
         states_NS = replies_NR[:, :-SHAPE_FEATURES] / max(1, prompts_NC.shape[1]) ** 0.5
         return torch.cat([replies_NR, (states_NS[:, :, None] * prompts_NC[:, None, :]).flatten(1)], dim=1)
-
-    def _parts(self, features_ND: Tensor) -> tuple[Tensor, Tensor]:
-        replies_NR, prompts_NH = features_ND.split([self.width, len(self.prompt_mean_H)], dim=1)
-        return replies_NR, prompts_NH
 
 
 def _mean_sd(values_NR: Tensor, share_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -166,9 +166,9 @@ class RewardModel:
         return self.weights[f"{aspect}.weight_W"]
 
     def _inputs(self, features_ND: Tensor, aspect: str) -> Tensor:
-        if len(self._weight(aspect)) == self.inputs.width:
-            return self.inputs.replies(features_ND)
-        return self.inputs.with_interactions(features_ND)
+        if self.heads[aspect].interactions:
+            return self.inputs.with_interactions(features_ND)
+        return self.inputs.replies(features_ND)
 
     def lowered(self, features_ND: Tensor, aspect: str) -> Tensor:
         """Margins (N,) less `pessimism` deviations."""

@@ -138,10 +138,9 @@ def validate(views: Sequence[head.Rows], judgements: Sequence[Judgement]) -> tup
     """
     prompt_N, user_N = prompt_folds(judgements), user_folds(judgements)
     parts = list(cells(prompt_N, None))
-    (best, penalty), *others = (_best_penalty(rows, parts) for rows in views)
-    taken = 0
-    if others and _surely_better(others[0][0], best, views[0].weight_N):
-        taken, (best, penalty) = 1, others[0]
+    found = [_best_penalty(rows, parts) for rows in views]
+    taken = int(len(views) > 1 and _surely_better(found[1][0], found[0][0], views[0].weight_N))
+    best, penalty = found[taken]
     if user_N is not None:
         best = held_out(views[taken], penalty, list(cells(prompt_N, user_N)))
     users = len({judgement.user for judgement in judgements if judgement.user})
