@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from plaudit.artifacts import PolicyStore
 from plaudit.events import POLICIES, Record, open_log
@@ -26,6 +27,7 @@ from plaudit_learner.instruct.config import InstructSettings
 from plaudit_learner.instruct.run import fold
 from plaudit_learner.instruct.tune import Point, tune
 from plaudit_learner.policy import Policy
+from plaudit_learner.reward.model import RewardModel
 from plaudit_server.adapters import check_adapter, linear_shapes
 from plaudit_server.engine import PolicyVersion
 from tests.learner.test_instruct_evaluate import reward_model
@@ -83,6 +85,13 @@ def instruct(
         return Outcome(code, out, caplog.text + err + told)
 
     return execute
+
+
+def of_another_release(model: RewardModel, directory: Path) -> None:
+    """A saved reward model whose tensors have other names."""
+    model.save(directory)
+    file = directory / "reward_model.safetensors"
+    save_file({f"old_{name}": values for name, values in load_file(file).items()}, file)
 
 
 def releases(tmp_path: Path) -> Releases:
@@ -147,6 +156,7 @@ async def test_killed_started_again_published_once(
     other = instruct(data, *QUICK, "--epochs=2")
     assert other.code == 1
     assert "v1 is what the servers serve: give --start v1" in other.err
+    of_another_release(reward_model(Policy.load(tiny_model)), tmp_path / "home" / "learner" / "reward-models" / "3")
     further = instruct(data, *QUICK, "--epochs=2", "--start=v1", "--learning-rate=1e-12")
     assert further.code == 1, "nothing was learnt"
     event = releases(tmp_path).event("v2")
@@ -154,6 +164,7 @@ async def test_killed_started_again_published_once(
     assert (event.state, event.parent) == (PolicyState.POLICY_STATE_REJECTED, "v1")
     assert event.reason.startswith("instruction tuning: the held-out loss did not surely fall")
     assert "v2 is rejected: instruction tuning: the held-out loss did not surely fall" in further.out
+    assert re.search(r"^win rate   none: .* is not a reward model of this version", further.out, re.MULTILINE)
     assert store.versions() == ["v1"]
 
 

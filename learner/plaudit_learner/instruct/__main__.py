@@ -196,7 +196,13 @@ def _reward_model(settings: InstructSettings, annotator: Annotator) -> RewardMod
     if not annotator.as_served:
         print("win rate   none: the reward model was fitted to prompts as servers make them, not to tagged ones")
         return None
-    return RewardModel.load(found)
+    try:
+        return RewardModel.load(found)
+    except ValueError as error:
+        if given is not None:
+            raise
+        print(f"win rate   none: {error}; the learner's next round fits one")
+        return None
 
 
 def _refuse_bad(source: Source, settings: InstructSettings) -> None:

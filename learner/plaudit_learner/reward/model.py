@@ -151,8 +151,7 @@ class RewardModel:
             heads = {aspect: RewardMetrics.of(row) for aspect, row in described["heads"].items()}
             scale = {name: (float(mean), float(sd)) for name, (mean, sd) in described["scale"].items()}
             terms, pessimism = aspects.parse(described["aspects"]), described["pessimism"]
-            reference = described.get("reference", BASE)  # those of older releases all have it
-            prompts = frozenset(described.get("prompts", ()))  # those of older releases do not know
+            reference, prompts = described["reference"], frozenset(described["prompts"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{description} is not a reward model of this version: {error}") from None
         try:
@@ -160,7 +159,7 @@ class RewardModel:
             inputs = Inputs(**{each.name: tensors.pop(each.name) for each in fields(Inputs)})
             return cls(inputs, tensors, heads, terms, pessimism, reference, scale, prompts)
         except (KeyError, SafetensorError) as error:
-            raise ValueError(f"{weights} is not a reward model, or torn: {error}") from None
+            raise ValueError(f"{weights} is not a reward model of this version, or torn: {error}") from None
 
     def _weight(self, aspect: str) -> Tensor:
         return self.weights[f"{aspect}.weight_W"]
