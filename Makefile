@@ -9,6 +9,12 @@ PROTOS := $(wildcard proto/plaudit/v1/*.proto)
 WEB    := $(wildcard clients/web/*.* clients/web/.npmrc clients/web/public/* clients/web/src/* clients/web/src/*/*)
 PAGE   := clients/plaudit_gateway/page/index.html
 
+# Two at a time: installing, and then lint beside what is still being installed. Those that share a directory wait for
+# each other.
+ifeq ($(MAKELEVEL),0)
+MAKEFLAGS += --jobs=2
+endif
+
 .PHONY: up test lint page proto proto-baseline metrics-table dashboards clean
 
 ## up: install, then run the whole loop (ARGS="--kafka --servers 2 …")
@@ -17,7 +23,8 @@ up: $(VENV)/.run
 	$(BIN)/plaudit up $(ARGS)
 
 ## test: install, then lint, types, proto checks and all tests, in two processes (TESTS=0: in one; ARGS="-k name …")
-test: lint page $(VENV)/.debian $(VENV)/.node
+test: lint $(VENV)/.debian $(VENV)/.node
+	@$(MAKE) --no-print-directory page
 	$(BIN)/python -m pytest -n $(TESTS) --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev $(VENV)/.web
