@@ -37,6 +37,7 @@ from plaudit_learner.instruct.mixture import instruction_examples
 from plaudit_learner.metrics import LearnerMetrics
 from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.ppo.improve import ImproveSettings, IterationMetrics, NothingToImproveError, improve
+from plaudit_learner.ppo.rollouts import Rollout
 from plaudit_learner.progress import ProgressSender
 from plaudit_learner.ranks import ALONE, Ranks
 from plaudit_learner.release import Publisher
@@ -131,6 +132,7 @@ class Learner:
         self._reports.taken_in(taken, lag=self._intake.lag(), new_votes=new)
         if self._store.unsettled:
             self._forget()
+        self._store.forget()
         return taken
 
     def _forget(self) -> None:
@@ -279,6 +281,10 @@ class Learner:
 
     def _begin(self, policy: Policy, number: int, parent: str, reference: str) -> tuple[Round, RewardModel]:
         """Settle what the round works from. Raises NotEnoughVotesError."""
+        # Whatever stops it from here on: no checkpoint of another round beside this one's reward model, and nothing
+        # that was learnt from somebody who is not known.
+        rounds.drop(self._kept)
+        self._store.learning(number)
         votes = self._store.count_votes(*self._settings.aspects)
         weight, _ = self._standing(0)
         told = "round %d: %d votes, weighing %.0f, from %s, to be better than %s"
@@ -291,8 +297,10 @@ class Learner:
         how = self._how(weight)
         examples = rounds.drawn(self._examples, how.instruct_examples, seed)
         allowed = {prompt for prompt in train if len(prompt) <= how.max_prompt_tokens}
-        served = (r for r in self._store.served(self._settings.window, how.temperature) if r.prompt in allowed)
-        logged = rounds.drawn([r for r in served if len(r.reply) <= how.max_new_tokens], how.logged_replies, seed)
+        logged: list[Rollout] = []
+        if how.logged_replies:  # else the window is not read for nothing
+            served = (r for r in self._store.served(self._settings.window, how.temperature) if r.prompt in allowed)
+            logged = rounds.drawn([r for r in served if len(r.reply) <= how.max_new_tokens], how.logged_replies, seed)
         window = self._settings.window
         traces, traced = self._store.traces(self._store.aspects(window), window, tracing.MOST_LINKS)
         this = Round(number, parent, votes, seed, train, held_out, how, examples, logged, traces, traced)

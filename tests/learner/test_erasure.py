@@ -173,17 +173,69 @@ def test_the_file_forgets(tmp_path: Path) -> None:
     try:
         assert found() == [True, True]
         take(store, erasure("ann", 5))
-        store.settle()
+        assert store.forget()
         assert found() == [False, False]
-        assert not store.unsettled
     finally:
         store.close()
 
 
-def test_a_reader_that_holds_the_log_up_leaves_it_unsettled(tmp_path: Path) -> None:
+def test_what_was_learnt_from_others_is_no_matter_of_an_erasure(store: Experience) -> None:
+    take(store, reply("a1", "ann", 1), reply("b1", "bob", 1), feedback("b1", key="1", time=2, user="cleo", thumb=UP))
+    take(store, erasure("dan", 5))
+    assert store.unsettled, "nobody knows what the rounds of an earlier release were made from"
+    store.settle()
+    store.learning(1)
+    take(store, reply("d1", "dan", 6), erasure("dan", 7))
+    assert not store.unsettled, "no round has seen it"
+    assert len(store._db.execute("SELECT * FROM interactions").fetchall()) == 2
+    for user in ("ann", "cleo"):  # whom it answered, and who said something
+        take(store, erasure(user, 7))
+        assert store.unsettled
+        store.settle()
+        take(store, erasure(user, 8))
+        assert not store.unsettled, "what was learnt from them is gone"
+    take(store, reply("a2", "ann", 9))
+    store.learning(2)
+    take(store, feedback("b1", key="2", time=10, user="eve", thumb=UP))
+    take(store, erasure("bob", 11))
+    assert store.unsettled, "his reply is in the second round's window"
+    store.settle()
+    store.learning(3)
+    take(store, reply("x", "eve", 12))
+    store.learning(4)
+    take(store, erasure("ann", 13), erasure("ann", 14))
+    assert store.unsettled
+    store.settle()
+    store.learning(5)
+    take(store, erasure("ann", 15))
+    assert not store.unsettled
+
+
+def test_who_left_the_window_is_known_until_the_round_after_the_next(tmp_path: Path) -> None:
+    """A round, and the reward model that the next one starts from, outlive the replies that they were made from."""
+    store = Experience(tmp_path / "experience.sqlite", keep=1)
+    take(store, reply("a1", "ann", 1))
+    store.learning(1)
+    take(store, reply("b1", "bob", 2))  # and the first one leaves
+    store.learning(2)
+    with sqlite3.connect(tmp_path / "experience.sqlite") as db:
+        assert db.execute("SELECT user FROM learnt_from ORDER BY 1").fetchall() == [("ann",), ("bob",)]
+    db.close()
+    take(store, erasure("ann", 5))
+    assert store.unsettled
+    store.settle()
+    take(store, reply("c1", "cleo", 6))
+    store.learning(3)
+    store.learning(4)
+    take(store, erasure("bob", 9))
+    assert not store.unsettled
+    store.close()
+
+
+def test_a_reader_holds_up_the_log_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "experience.sqlite"
     store = Experience(path, keep=100)
-    store._db.execute("PRAGMA busy_timeout = 50")
+    assert store.forget()
     take(store, reply("a1", "ann", 1))
     reader = sqlite3.connect(path, isolation_level=None)
     try:
@@ -191,10 +243,11 @@ def test_a_reader_that_holds_the_log_up_leaves_it_unsettled(tmp_path: Path) -> N
         reader.execute("SELECT * FROM interactions").fetchall()
         take(store, erasure("ann", 5))
         store.settle()
-        assert store.unsettled, "asked again later"
+        assert not store.unsettled, "what was derived is dropped once"
+        assert not store.forget(), "asked again later"
+        assert not store.forget()
         reader.execute("ROLLBACK")
-        store.settle()
-        assert not store.unsettled
+        assert store.forget()
     finally:
         reader.close()
         store.close()

@@ -10,7 +10,8 @@ says of its time, and statements of others about, or in comparison with, an eras
 function of the set of records, as without erasures, as long as one idempotency key says one thing.
 
 `settled` says whether what was derived from the data (round, reward models) has been thrown away too: the loop does it,
-and is told again after a crash.
+and is told again after a crash. It was derived from certain users' data (`learnt_from`): an erasure of somebody else
+leaves it as it is, or no round would ever end where people are erased more often than that.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from plaudit.v1.events_pb2 import Erasure, Feedback, Interaction
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS erasures (user TEXT PRIMARY KEY, at INTEGER NOT NULL, settled INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS learnt_from (user TEXT PRIMARY KEY, round INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS erased (name TEXT PRIMARY KEY, at INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS statements_over ON statements (slot) WHERE slot >= 'over ' AND slot < 'over!';
 """
@@ -35,14 +37,26 @@ class Erasures:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
+        self.lingers = True
+        """Whether what was erased may still stand in the write-ahead log, as it may in one that is found."""
+
+    def learning(self, number: int) -> None:
+        """A round is about to learn from whoever's data there is; those of the round before it are still kept."""
+        self._db.execute(
+            "INSERT INTO learnt_from SELECT user, ? FROM ("
+            " SELECT user FROM interactions UNION SELECT user FROM statements WHERE user != feedback_id)"
+            " WHERE user != '' ON CONFLICT DO UPDATE SET round = excluded.round",
+            (number,),
+        )
+        self._db.execute("DELETE FROM learnt_from WHERE round < ?", (number - 1,))
 
     def apply(self, record: Erasure) -> None:
         """Delete what there is of a user up to a time; an erasure up to an earlier time than known changes nothing."""
         user, at = record.user, record.time.ToMicroseconds()
         changed = self._db.execute(
-            "INSERT INTO erasures VALUES (?, ?, 0) ON CONFLICT DO UPDATE SET at = excluded.at, settled = 0"
-            " WHERE excluded.at > at",
-            (user, at),
+            "INSERT INTO erasures VALUES (?, ?, ?) ON CONFLICT DO UPDATE"
+            " SET at = excluded.at, settled = min(settled, excluded.settled) WHERE excluded.at > at",
+            (user, at, not self._learnt_from(user)),
         ).rowcount
         if not changed:
             return
@@ -66,7 +80,8 @@ class Erasures:
         key = [record.response_id, record.user, record.aspect, record.feedback_id]
         at = record.submitted_at.ToMicroseconds()
         if self._is_erased(record.user, at):
-            if self._erase_statement(key, at):  # it was there, as made later than it was: something was learnt from it
+            # If it was there, as made later than it was, something may have been learnt from it.
+            if self._erase_statement(key, at) and self._learnt_from(record.user):
                 self._db.execute("UPDATE erasures SET settled = 0 WHERE user = ?", (record.user,))
             return False
         return not self._knows(_statement(key), _reply(record.response_id), _reply(record.preferred_over))
@@ -82,20 +97,32 @@ class Erasures:
 
     @property
     def unsettled(self) -> bool:
-        """Whether something was erased since `settle`."""
+        """Whether something was erased since `settle` from which something was derived."""
         return self._db.execute("SELECT 1 FROM erasures WHERE NOT settled").fetchone() is not None
 
     def settle(self) -> None:
-        """What was derived from what was erased is gone too.
+        """What was derived from what was erased is gone too."""
+        self._db.execute("DELETE FROM learnt_from WHERE user IN (SELECT user FROM erasures WHERE NOT settled)")
+        self._db.execute("UPDATE erasures SET settled = 1 WHERE NOT settled")
 
-        Until the write-ahead log is emptied, pages from before the erasure stand in it. A reader in another process can
-        hold that up: then it stays unsettled.
+    def empty_log(self) -> None:
+        """Let the write-ahead log forget: pages from before an erasure stand in it until it is emptied.
+
+        A reader in another process holds that up: it lingers until the next call.
         """
+        (patience,) = self._db.execute("PRAGMA busy_timeout").fetchone()
+        self._db.execute("PRAGMA busy_timeout = 0")
         busy, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if not busy:
-            self._db.execute("UPDATE erasures SET settled = 1 WHERE NOT settled")
+        self._db.execute(f"PRAGMA busy_timeout = {patience}")
+        self.lingers = bool(busy)
+
+    def _learnt_from(self, user: str) -> bool:
+        """Whether something may have been: anybody's, if nobody is known, as in a store of an earlier release."""
+        query = "SELECT count(*) = 0 OR coalesce(sum(user = ?), 0) FROM learnt_from"
+        return bool(self._db.execute(query, (user,)).fetchone()[0])
 
     def _erase_reply(self, response_id: str, at: int) -> None:
+        self.lingers = True
         self._keep_name(_reply(response_id), at)
         self._db.execute("DELETE FROM interactions WHERE response_id = ?", (response_id,))
         self._db.execute("DELETE FROM statements WHERE response_id = ?", (response_id,))
@@ -105,6 +132,7 @@ class Erasures:
 
     def _erase_statement(self, key: list[str], at: int) -> bool:
         """Whether it was there."""
+        self.lingers = True
         self._keep_name(_statement(key), at)
         return bool(
             self._db.execute(

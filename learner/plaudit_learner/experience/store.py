@@ -244,9 +244,19 @@ class Experience:
         """Whether something was erased, and what was derived from it may still be there: see `settle`."""
         return self._erasures.unsettled
 
+    def learning(self, number: int) -> None:
+        """Say that a round, of that number, is about to learn from what there is."""
+        self._erasures.learning(number)
+
     def settle(self) -> None:
-        """Say that what was derived from what was erased is gone, and let the file forget it; not in a transaction."""
+        """Say that what was derived from what was erased is gone."""
         self._erasures.settle()
+
+    def forget(self) -> bool:
+        """Let the file forget what was erased; not in a transaction. False: a reader holds that up, ask again later."""
+        if self._erasures.lingers:
+            self._erasures.empty_log()
+        return not self._erasures.lingers
 
     def retain(self, trial: OnTrial | None = None) -> None:
         """Delete what is past the bounds, but not what is on trial; belongs into the transaction that took in more."""
@@ -319,7 +329,8 @@ class Experience:
         """
         (count,) = self._db.execute(
             "WITH counted AS (SELECT value AS aspect FROM json_each(?))"
-            " SELECT (SELECT count(*) FROM standing JOIN interactions USING (response_id)"
+            # Of each reply what was said of it: what waits for replies may be many times as much.
+            " SELECT (SELECT count(*) FROM interactions CROSS JOIN standing USING (response_id)"
             "  WHERE slot != 'comment' AND aspect IN counted)"
             " + (SELECT coalesce(sum(judgements), 0) FROM tallied WHERE aspect IN counted)",
             (json.dumps(aspects),),
@@ -416,7 +427,7 @@ class Experience:
         rows = self._db.execute(
             "SELECT i.prompt, i.reply, i.finish_reason, s.value,"
             " iif(s.user = s.feedback_id, '', s.user), s.user, i.policy_version, i.user, s.response_id, s.at"
-            " FROM standing AS s JOIN interactions AS i USING (response_id)"
+            " FROM interactions AS i CROSS JOIN standing AS s USING (response_id)"
             " WHERE s.slot = 'vote' AND s.aspect = :aspect AND s.value IN (SELECT value FROM json_each(:values_))"
             " AND i.at >= iif(i.policy_version = :foreign, :imported, :live) ORDER BY i.at, i.response_id, s.user",
             {"aspect": aspect, "values_": json.dumps(list(values)), **self._window(window)},
