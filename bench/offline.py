@@ -35,7 +35,7 @@ from plaudit_learner.policy import AdapterConfig, Policy
 from plaudit_learner.ppo.rollouts import Rollout, sample
 from plaudit_learner.ppo.settings import ImproveSettings
 from plaudit_learner.reward.aspects import DEFAULT, Term
-from plaudit_learner.reward.features import encode
+from plaudit_learner.reward.features import features
 from plaudit_learner.reward.model import RewardModel, Vote, fit
 from plaudit_learner.template import ChatTemplate, Message
 from plaudit_learner.whole_file import whole
@@ -171,7 +171,7 @@ class Lab:
 
     def features(self, rollouts: Sequence[Rollout]) -> Tensor:
         """What the reward model sees of each reply (N, D)."""
-        return torch.stack([e.features_D for e in encode(self._base, [r.item for r in rollouts])])
+        return features(self._base, [r.item for r in rollouts])
 
     @property
     def prompt_features(self) -> int:

@@ -62,7 +62,7 @@ from plaudit_learner.policy import Policy, PromptReply  # noqa: E402
 from plaudit_learner.ppo.improve import improve  # noqa: E402
 from plaudit_learner.ppo.loss import token_logprobs  # noqa: E402
 from plaudit_learner.ppo.rollouts import Rollout  # noqa: E402
-from plaudit_learner.reward.features import encode  # noqa: E402
+from plaudit_learner.reward.features import features  # noqa: E402
 from plaudit_learner.reward.model import FeatureCache, Preference, RewardModel, Vote, fit  # noqa: E402
 
 NOISE, HELD_OUT, ATTACK, BEST_OF = 0.1, 0.3, 0.05, 4
@@ -159,7 +159,8 @@ class Town:
     def features_of(self, items: Sequence[PromptReply]) -> torch.Tensor:
         """Of each reply (N, D), read at most once."""
         new = [item for item in items if item not in self.features]
-        self.features.update(zip(new, (e.features_D for e in encode(self.base, new)), strict=True))
+        if new:
+            self.features.update(zip(new, features(self.base, new), strict=True))
         return torch.stack([self.features[item] for item in items])
 
     def _replies(self, kept: dict[str, Any], name: str, prompts: Sequence[Tokens], samples: int) -> list[PromptReply]:

@@ -59,3 +59,4 @@ def _take_part(task: Task, versions: Versions, reader: Reader, ranks: Ranks) -> 
         return  # which rank 0 finds as well, and reports
     parent = None if this.parent == reference else partial(versions.load, this.parent, this.seed, reference)
     trial(policy, parent, result.reward_model, reader, this.held_out, this.how, seed=this.seed, ranks=ranks)
+    versions.forget_others(reference, this.parent)

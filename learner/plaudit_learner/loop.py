@@ -276,6 +276,7 @@ class Learner:
             },
         )
         rounds.drop(self._kept)
+        self._versions.forget_others(reference, parent)
         self._gone = 0
         self._reports.round_published(event)
 

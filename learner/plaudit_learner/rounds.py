@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import plaudit
 from plaudit_learner.config import LearnerSettings
 from plaudit_learner.policy import PromptReply
 from plaudit_learner.ppo.rollouts import Rollout
@@ -103,7 +104,12 @@ class Round:
         drop(directory)
         directory.mkdir()
         with whole(directory / _INPUTS) as unfinished:
-            unfinished.write_text(json.dumps({"settings": settings, "round": asdict(self)}))
+            unfinished.write_text(json.dumps({**_made_by(settings), "round": asdict(self)}))
+
+
+def _made_by(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a round can be gone on with: of another release its checkpoint may be something else."""
+    return {"release": plaudit.__version__, "settings": dict(settings)}
 
 
 def checkpointed_at(directory: Path) -> float:
@@ -115,12 +121,12 @@ def checkpointed_at(directory: Path) -> float:
 
 
 def kept(directory: Path, settings: Mapping[str, Any]) -> Round | None:
-    """The round that was begun with these settings and not ended; None if there is none."""
+    """The round that this release began with these settings and did not end; None if there is none."""
     try:
         found = json.loads((directory / _INPUTS).read_text())
-        if found["settings"] != dict(settings):
+        fields = found.pop("round")
+        if found != _made_by(settings):
             return None
-        fields = found["round"]
         for name in ("train", "held_out"):
             fields[name] = [tuple(prompt) for prompt in fields[name]]
         fields["how"] = ImproveSettings(**fields["how"])
@@ -132,7 +138,7 @@ def kept(directory: Path, settings: Mapping[str, Any]) -> Round | None:
             for row in fields["logged"]
         ]
         return Round(**fields)
-    except (OSError, ValueError, KeyError, TypeError):  # of another release of this program: begun anew
+    except (OSError, ValueError, KeyError, TypeError):  # torn, or not ours: begun anew
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,12 @@ class Versions:
             config=AdapterConfig(layers=self.layers),
             seed=seed,
         )
+
+    def forget_others(self, *versions: str) -> None:
+        """Remove the copies of all versions but these, and what a kill left of a copy."""
+        for copy in self.copies.glob("*"):
+            if copy.name not in versions:
+                shutil.rmtree(copy, ignore_errors=True)
 
     def _adapter(self, version: str) -> Path | None:
         """A version's weights, verified as servers verify them; None for the base model."""

@@ -13,7 +13,7 @@ from plaudit.settings import parse as read_settings
 from plaudit_learner.config import LearnerSettings
 from plaudit_learner.reward.aspects import DEFAULT, Term, parse
 
-NUMBERS = st.integers(1, 10_000).map(lambda n: n / 100)
+NUMBERS = st.floats(1e-300, 1e300)
 
 
 def test_reads_weights_and_caps() -> None:

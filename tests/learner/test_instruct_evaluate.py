@@ -57,6 +57,24 @@ def test_loss_is_that_of_the_plain_model_on_the_output_alone(tiny_model: Path) -
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def test_of_long_prompts_few_are_read_at_once(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention is as wide as they are long, however short the outputs."""
+    policy, at_once = Policy.load(tiny_model), []
+    items = [PromptReply((IM_START, *range(65, 65 + n % 20), *([97] * 80)), (98, IM_END), True) for n in range(12)]
+    whole = losses(policy, items, nothing)
+    read = policy.reply_logits
+
+    def counted(rows: list[PromptReply]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        at_once.append(len(rows))
+        return read(rows)
+
+    monkeypatch.setattr(policy, "reply_logits", counted)
+    longest = max(len(item.prompt) + len(item.reply) for item in items)
+    monkeypatch.setattr("plaudit_learner.reward.features._MOST_PAIRS", 3 * longest**2)
+    assert losses(policy, items, nothing) == pytest.approx(whole, rel=1e-4)
+    assert (sum(at_once), max(at_once)) == (12, 3)
+
+
 @pytest.mark.parametrize(
     ("reply", "output", "expected"),
     [

@@ -20,7 +20,7 @@ from torch import Tensor
 from plaudit_learner.policy import Policy, PromptReply, prompt_key
 from plaudit_learner.ranks import evenly
 from plaudit_learner.reward.aspects import parse
-from plaudit_learner.reward.features import SHAPE_FEATURES, batches, encode
+from plaudit_learner.reward.features import SHAPE_FEATURES, batches, encode, features
 from plaudit_learner.reward.model import (
     CLIP,
     NotEnoughVotesError,
@@ -407,6 +407,9 @@ def test_encoding_does_not_depend_on_the_batch(tiny_model: Path) -> None:
     for a, b in zip(together, alone, strict=True):
         torch.testing.assert_close(a.features_D, b.features_D, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(a.predicting_TH, b.predicting_TH, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(features(policy, items), torch.stack([e.features_D for e in together]))
+    with pytest.raises(ValueError, match="no replies to read"):
+        features(policy, [])
 
 
 def test_batches_hold_every_row_once_and_keep_a_prompt_together() -> None:

@@ -78,6 +78,12 @@ def test_what_is_kept_is_what_was_begun(tmp_path: Path) -> None:
     assert rounds.kept(tmp_path / "round", settings) is None
 
 
+def test_another_releases_round_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ROUND.keep(tmp_path / "round", {})
+    monkeypatch.setattr("plaudit.__version__", "999")
+    assert rounds.kept(tmp_path / "round", {}) is None, "its checkpoint may be something else"
+
+
 def test_half_written_is_not_kept(tmp_path: Path) -> None:
     ROUND.keep(tmp_path, {})
     file = tmp_path / "inputs.json"

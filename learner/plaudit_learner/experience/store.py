@@ -148,7 +148,8 @@ class Experience:
         if known != base_model_sha256:
             raise OtherBaseModel(
                 f"this state directory learnt from replies of another base model ({known[:12]}…, not "
-                f"{base_model_sha256[:12]}…), whose token ids mean something else: give another directory"
+                f"{base_model_sha256[:12]}…), whose token ids mean something else: give another directory, event log "
+                "and policy store"
             )
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ from plaudit_learner.policy import Policy, pad
 from plaudit_learner.ppo.rollouts import Rollout, sample
 from plaudit_learner.ppo.vocabulary import compare
 from plaudit_learner.ranks import ALONE, Ranks
-from plaudit_learner.reward.features import Encoding, batches, encode
+from plaudit_learner.reward.features import Encoding, batches, encode, features
 from plaudit_learner.reward.model import RewardModel
 
 MICROBATCH = 16
@@ -99,9 +99,7 @@ def evaluate(
     )
 
     if reward_only:
-        scores_N = reward_model.score_features(
-            torch.stack([e.features_D for e in encode(policy, [r.item for r in rollouts], ranks=ranks)])
-        )
+        scores_N = reward_model.score_features(features(policy, [r.item for r in rollouts], ranks=ranks))
         values = {"reward": measures.by_prompt(scores_N, len(prompts))}
         return Evaluated(rollouts, scores_N.tolist(), math.nan, values)
 

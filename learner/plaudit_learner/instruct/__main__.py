@@ -13,6 +13,7 @@ from plaudit.lifecycle import Occupied, log_to_stderr, on_stop, only_one
 from plaudit.settings import parse
 from plaudit_learner.instruct.config import InstructSettings
 from plaudit_learner.instruct.data import DataError
+from plaudit_learner.reward.evaluate import newest
 
 if TYPE_CHECKING:
     from plaudit.releases import Releases
@@ -188,9 +189,7 @@ def _reward_model(settings: InstructSettings, annotator: Annotator) -> RewardMod
     given = settings.reward_model
     if given is not None and not (given / "reward_model.json").exists():
         raise Refused(f"--reward-model {given}: holds no reward_model.json")
-    rounds = (settings.data / "learner" / "reward-models").glob("*/reward_model.json")
-    newest = max((file.parent for file in rounds), key=lambda directory: int(directory.name), default=None)
-    found = given or newest
+    found = given or newest(settings.data / "learner")
     if found is None:
         return None
     if not annotator.as_served:

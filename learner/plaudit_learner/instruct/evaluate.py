@@ -20,7 +20,9 @@ from plaudit_learner.instruct.text import words
 from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.ppo.loss import token_logprobs
 from plaudit_learner.ppo.rollouts import sample
+from plaudit_learner.reward.features import bounded
 from plaudit_learner.reward.model import RewardModel
+from plaudit_learner.whole_file import whole
 
 MIN_FALL_Z = 1.64
 """The paired fall in loss must exceed this many standard errors, as at the learner's gate."""
@@ -63,9 +65,8 @@ class Scores:
 
     def save(self, file: Path) -> None:
         """Write it; the file appears only when it is whole."""
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self)))
-        partial.rename(file)
+        with whole(file) as unfinished:
+            unfinished.write_text(json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, file: Path) -> Scores:
@@ -132,7 +133,7 @@ def evaluate(
 def losses(policy: Policy, items: Sequence[PromptReply], advance: Advance) -> list[float]:
     """Negative log-likelihood of each reply after its prompt, in nats; in the order of `items`."""
     nats = [0.0] * len(items)
-    for rows in _batches([len(item.reply) for item in items]):
+    for rows in _batches(items):
         with torch.no_grad():
             logits_BTV, tokens_BT, mask_BT = policy.reply_logits([items[row] for row in rows])
             _, logprobs_BT = token_logprobs(logits_BTV, tokens_BT, 1.0)
@@ -142,16 +143,19 @@ def losses(policy: Policy, items: Sequence[PromptReply], advance: Advance) -> li
     return nats
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows in batches of like lengths, with pads at most `_LOSS_TOKENS` each: logits are a vocabulary wide a token."""
+def _batches(items: Sequence[PromptReply]) -> Iterator[list[int]]:
+    """Rows in batches of like replies, with pads at most `_LOSS_TOKENS` each: logits are a vocabulary wide a token.
+
+    Of long prompts fewer: attention is as wide as they are long.
+    """
     batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        if batch and lengths[row] * (len(batch) + 1) > _LOSS_TOKENS:
-            yield batch
+    for row in sorted(range(len(items)), key=lambda row: len(items[row].reply)):
+        if batch and len(items[row].reply) * (len(batch) + 1) > _LOSS_TOKENS:
+            yield from bounded(batch, items)
             batch = []
         batch.append(row)
     if batch:
-        yield batch
+        yield from bounded(batch, items)
 
 
 def rouge_l(reply: str, output: str) -> float:

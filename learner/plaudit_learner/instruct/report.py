@@ -16,6 +16,7 @@ from plaudit_learner.instruct.check import DataReport, Prepared
 from plaudit_learner.instruct.evaluate import Scores, difference, loss_difference
 from plaudit_learner.instruct.tune import Point
 from plaudit_learner.rounds import LEAST_AUC
+from plaudit_learner.whole_file import whole
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _SIZE = (7.0, 3.2)  # inches
@@ -27,12 +28,14 @@ def write(directory: Path, told: Mapping[str, Any]) -> Path:
     import jinja2
 
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "report.json").write_text(strict_json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    with whole(directory / "report.json") as unfinished:
+        unfinished.write_text(strict_json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["number"] = _number
     page = environment.from_string(_TEMPLATE.read_text()).render(told, plots=_plots(told), least_auc=LEAST_AUC)
     target = directory / "report.html"
-    target.write_text(page)
+    with whole(target) as unfinished:
+        unfinished.write_text(page)
     return target
 
 

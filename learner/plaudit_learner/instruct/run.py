@@ -19,7 +19,6 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from google.protobuf.message import DecodeError
 from safetensors.torch import save as safetensors
 
 from plaudit.artifacts import PolicyStore
@@ -231,7 +230,7 @@ def fold(event_log: EventLog) -> Releases:
         for entry in entries:
             positions[entry.topic, entry.partition] = entry.offset + 1
             try:
-                releases.apply(PolicyEvent.FromString(entry.value), entry.offset)
-            except (DecodeError, ValueError) as error:
+                releases.read(entry.value, entry.offset)
+            except ValueError as error:
                 log.error("policy event at offset %d passed over: %s", entry.offset, error)
     return releases

@@ -23,7 +23,7 @@ class Term:
     cap: float = math.inf
 
     def __str__(self) -> str:
-        return f"{self.aspect}={self.weight:g}" + (f"<={self.cap:g}" if math.isfinite(self.cap) else "")
+        return f"{self.aspect}={self.weight!r}" + (f"<={self.cap!r}" if math.isfinite(self.cap) else "")
 
 
 DEFAULT = (Term(DEFAULT_ASPECT),)

@@ -73,11 +73,13 @@ def run(settings: EvaluateSettings) -> str:
     said = read(settings.data)
     lines = standing(said, written(settings.data))
     directory = newest(settings.state_dir)
+    if directory is None:
+        raise ValueError(f"{settings.state_dir}: the learner has not fitted a reward model here yet")
 
     from plaudit import base_model
     from plaudit_learner.experience.store import Experience
     from plaudit_learner.policy import Policy, PromptReply, prompt_key
-    from plaudit_learner.reward.features import encode
+    from plaudit_learner.reward.features import features
     from plaudit_learner.reward.judgements import Preference, Rating, Vote
     from plaudit_learner.reward.model import RewardModel
     from plaudit_learner.reward.report import measure, reliability_tables
@@ -123,10 +125,10 @@ def run(settings: EvaluateSettings) -> str:
         )
     replies = [vote.item for vote in votes] + [rating.item for rating in ratings]
     replies = list(dict.fromkeys(replies + [item for pair in preferences for item in (pair.chosen, pair.rejected)]))
-    read_by_model = encode(Policy.load(model, reference_adapter=reference), replies)
-    features = {item: encoding.features_D for item, encoding in zip(replies, read_by_model, strict=True)}
-    figures = measure(reward_model, features, votes, preferences, ratings)
-    tables = reliability_tables(reward_model, features, votes)
+    features_ND = features(Policy.load(model, reference_adapter=reference), replies)
+    features_of = dict(zip(replies, features_ND, strict=True))
+    figures = measure(reward_model, features_of, votes, preferences, ratings)
+    tables = reliability_tables(reward_model, features_of, votes)
     counts = {
         "round": int(directory.name),
         "judgements": len(lines) - left_out,
@@ -166,12 +168,10 @@ def _told(
     return "\n".join(text)
 
 
-def newest(state_dir: Path) -> Path:
-    """The directory of the newest reward model. Raises ValueError if there is none."""
-    rounds = [path for path in (state_dir / "reward-models").glob("[0-9]*") if (path / "reward_model.json").exists()]
-    if not rounds:
-        raise ValueError(f"{state_dir}: the learner has not fitted a reward model here yet")
-    return max(rounds, key=lambda path: int(path.name))
+def newest(state_dir: Path) -> Path | None:
+    """The directory of the learner's newest reward model; None if it has not fitted one yet."""
+    whole = (state_dir / "reward-models").glob("[0-9]*/reward_model.json")
+    return max((file.parent for file in whole), key=lambda directory: int(directory.name), default=None)
 
 
 if __name__ == "__main__":

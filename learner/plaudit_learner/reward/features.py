@@ -10,8 +10,9 @@ Shapes: N replies, D features, R of them of the reply, T reply tokens, H hidden 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from torch import Tensor
 from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.ranks import ALONE, Ranks, evenly
 from plaudit_learner.trunk import Trunk
+
+T = TypeVar("T")
 
 SHAPE_FEATURES = 3
 
@@ -59,8 +62,31 @@ def encode(
     trunks: with what the trunk made of each, for who reads them with the policy next; 0.2 MB a reply.
     ranks: share the work, and get all of it.
     """
+    return _read(policy, items, lambda each: each, prefixes=prefixes, trunks=trunks, batch_size=batch_size, ranks=ranks)
+
+
+def features(policy: Policy, items: Sequence[PromptReply], *, ranks: Ranks = ALONE) -> Tensor:
+    """Features (N, D) of whole replies; the rest of what is read is dropped at once, some fifty times as much.
+
+    Raises ValueError if there are no items.
+    """
+    if not items:
+        raise ValueError("there are no replies to read")
+    return torch.stack(_read(policy, items, lambda each: each.features_D, ranks=ranks))
+
+
+def _read(
+    policy: Policy,
+    items: Sequence[PromptReply],
+    keep: Callable[[Encoding], T],
+    *,
+    prefixes: bool = False,
+    trunks: bool = False,
+    batch_size: int = 16,
+    ranks: Ranks = ALONE,
+) -> list[T]:
     layers = pooled_layers(policy.layers)
-    found: dict[int, Encoding] = {}
+    found: dict[int, T] = {}
     for rows in ranks.mine(batches(items, batch_size, ranks.size)):
         reading = policy.reference_states([items[row] for row in rows], layers)
         for b, row in enumerate(rows):
@@ -69,8 +95,9 @@ def encode(
             reply_TR = _prefixes(states_LTH, items[row].finished) if prefixes else _whole(states_LTH, items[row])
             prefix_TD = torch.cat([reply_TR, reading.prompt_LBH[-1, b].expand(len(reply_TR), -1)], dim=1)
             trunk = reading.trunks[b] if trunks else None
-            found[row] = Encoding(prefix_TD, reading.predicting_BTH[b, :length].clone(), trunk)
-    return [encoding for _, encoding in sorted(ranks.union(found).items())]
+            found[row] = keep(Encoding(prefix_TD, reading.predicting_BTH[b, :length].clone(), trunk))
+    every = ranks.union(found)
+    return [every[row] for row in range(len(items))]
 
 
 def pooled_layers(depth: int) -> list[int]:
@@ -88,11 +115,11 @@ def batches(items: Sequence[PromptReply], size: int, of: int = 1) -> list[list[i
     there are enough items and none is long.
     """
     order = sorted(range(len(items)), key=lambda i: (len(items[i].prompt), items[i].prompt))
-    return [part for batch in evenly(order, size, of) for part in _bounded(batch, items)]
+    return [part for batch in evenly(order, size, of) for part in bounded(batch, items)]
 
 
-def _bounded(rows: list[int], items: Sequence[PromptReply]) -> list[list[int]]:
-    """The batch, or as many parts of it as memory asks for."""
+def bounded(rows: list[int], items: Sequence[PromptReply]) -> list[list[int]]:
+    """The batch, or as many parts of it as memory asks for; one item is read whatever its length."""
     longest = max(len(items[row].prompt) + len(items[row].reply) for row in rows)
     most = max(1, _MOST_PAIRS // longest**2)
     return [rows[start : start + most] for start in range(0, len(rows), most)]

@@ -32,7 +32,7 @@ from plaudit_learner.policy import Policy, PromptReply, prompt_key
 from plaudit_learner.reward import aspects, head
 from plaudit_learner.reward.aspects import DEFAULT, Term
 from plaudit_learner.reward.calibration import auc
-from plaudit_learner.reward.features import encode
+from plaudit_learner.reward.features import features
 from plaudit_learner.reward.inputs import Inputs
 from plaudit_learner.reward.judgements import (
     Judgement,
@@ -111,7 +111,7 @@ class RewardModel:
 
     def score(self, policy: Policy, items: Sequence[PromptReply]) -> Tensor:
         """Rewards (N,) as `score_features` gives, of replies that are read first."""
-        return self.score_features(torch.stack([e.features_D for e in encode(policy, items)]))
+        return self.score_features(features(policy, items))
 
     def normalised(self, features_ND: Tensor) -> RewardModel:
         """The model whose rewards have mean 0 and variance 1 over these replies, which the reference policy sampled.
@@ -209,7 +209,8 @@ def fit(
     items = [v.item for v in votes] + [item for p in preferences for item in (p.chosen, p.rejected)]
     items += [r.item for r in ratings]
     new = [item for item in dict.fromkeys(items) if item not in cache]
-    cache.update((item, encoding.features_D) for item, encoding in zip(new, encode(policy, new), strict=True))
+    if new:
+        cache.update(zip(new, features(policy, new), strict=True))
     model = fit_features(
         torch.stack([cache[item] for item in items]),
         votes,
