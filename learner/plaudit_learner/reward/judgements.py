@@ -1,11 +1,11 @@
 """What people say of replies, as the reward model takes it; and how it is split so that it can be judged honestly.
 
-Reward models know a prompt again, and a person's habits. So held out means: neither the prompt of a judgement nor the
-person who made it was seen in training. Prompts and users are dealt into folds by hash; each pair of a prompt fold and
-a user fold is a cell, predicted by a model that was fitted to other prompt folds *and* other user folds. So every
-judgement is predicted once, and 16 of 25 parts stay to train on. Two other ways are worse: groups closed under both
-(connected components) melt into one as soon as people answer common prompts; and dropping, for each prompt fold,
-everybody who voted in it leaves nearly nothing to train on when people vote more than once.
+Reward models know a prompt again, and a person's habits. So held out means: neither the prompt of a judgement, nor one
+nearly the same, nor the person who made it was seen in training. Prompts and users are dealt into folds by hash; each
+pair of a prompt fold and a user fold is a cell, predicted by a model that was fitted to other prompt folds *and* other
+user folds. So every judgement is predicted once, and 16 of 25 parts stay to train on. Two other ways are worse: groups
+closed under both (connected components) melt into one as soon as people answer common prompts; and dropping, for each
+prompt fold, everybody who voted in it leaves nearly nothing to train on when people vote more than once.
 
 With few named users there is no telling people apart: fewer than LEAST_USERS, or one who has half of the
 judgements' weight; then folds are by prompt alone, and the report says so. An unnamed voter counts as a person of
@@ -23,6 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from plaudit_learner.near_identical import near_identical
 from plaudit_learner.policy import PromptReply
 from plaudit_learner.reward.aspects import DEFAULT_ASPECT
 
@@ -109,8 +110,13 @@ class Judgement(Protocol):
 
 
 def prompt_folds(judgements: Sequence[Judgement]) -> Tensor:
-    """The prompt's fold of each (N,): the same at any time and on any machine, never split at random."""
-    return torch.tensor([_fold(repr(judgement.item.prompt)) for judgement in judgements], dtype=torch.long)
+    """The prompt's fold of each (N,), never split at random: that of the first prompt that it is near-identical to.
+
+    The same at any time and on any machine, for as long as that one is there.
+    """
+    prompts = [judgement.item.prompt for judgement in judgements]
+    first = near_identical(prompts, [judgement.weight for judgement in judgements])
+    return torch.tensor([_fold(repr(prompts[number])) for number in first], dtype=torch.long)
 
 
 def user_folds(judgements: Sequence[Judgement]) -> Tensor | None:
