@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS departed (
 
 WAITING = 200_000  # about 40 MB; the vote of a reply that never comes is an outbox lost, or a reply that has left
 _MOST_ON_TRIAL = 100_000  # about 420 MB, at shares below 0.01 only: a trial ends at canary_most_replies / share replies
-_MOST_PER_REPLY = 1024  # revisions cost only storage: past this many, the first ones said stand
+_MOST_PER_REPLY = 100  # the first ones stand: together they weigh one vote, and each is a row of the fit
 _FREE_PAGES = 1024  # 4 MiB: what is deleted makes room for what comes, so the file shrinks only after more than that
 
 
