@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from plaudit import tracing
+from plaudit import base_model, tracing
 from plaudit.artifacts import ArtifactError, PolicyStore
 from plaudit.events import EventLog, EventLogUnavailable
 from plaudit.releases import BASE
@@ -86,6 +86,7 @@ class Learner:
         self._metrics = metrics
         self._reports = Reports(settings, store, metrics, progress)
         self._ranks = ranks
+        self._vocabulary = base_model.vocabulary(model)
         self._reader = Reader(model)  # here, so that what it lacks is said before a round, not after it
         self._examples = _instruction_examples(settings, model)  # likewise
         self._features: FeatureCache = {}
@@ -102,7 +103,7 @@ class Learner:
         """Until killed, or stopped by an exception from a signal handler."""
         while True:
             try:
-                self._intake = Intake(self._log, self._store, self._metrics.count_letter)
+                self._intake = Intake(self._log, self._store, self._metrics.count_letter, vocabulary=self._vocabulary)
                 self._intake.start()
                 self._reports.opened(self._intake.releases)
                 while True:

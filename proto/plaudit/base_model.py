@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -46,6 +47,15 @@ def fingerprint(directory: Path) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def vocabulary(directory: Path) -> int:
+    """How many token ids the model has. Raises ValueError if its configuration does not say."""
+    config = json.loads((directory / "config.json").read_text())
+    size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    if not size:
+        raise ValueError(f"{directory / 'config.json'}: vocab_size is missing")
+    return int(size)
 
 
 def _convert_packaged(target: Path) -> None:

@@ -97,6 +97,13 @@ def test_numbers_that_cannot_be_are_named(value: bytes, reason: str) -> None:
         parse(entry(INTERACTIONS, value), NOW)
 
 
+def test_ids_of_another_model_are_named() -> None:
+    value = _set(lambda record: record.prompt_token_ids.append(512))
+    assert parse(entry(INTERACTIONS, value), NOW, 513)
+    with pytest.raises(Poison, match="prompt_token_ids has 512; the base model has 512: another model's reply"):
+        parse(entry(INTERACTIONS, value), NOW, 512)
+
+
 def test_clocks_differ_a_little() -> None:
     assert parse(entry(ERASURES, erasure(time=Timestamp(seconds=1600)).SerializeToString()), NOW)
 

@@ -37,12 +37,17 @@ class Intake:
         store: Experience,
         put_aside: Callable[[str], object] = lambda topic: None,
         *,
+        vocabulary: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """put_aside: called with the topic of each record for which a dead letter was written; clock: unix time."""
+        """put_aside: called with the topic of each record for which a dead letter was written; clock: unix time.
+
+        vocabulary: how many token ids the base model has; None: whatever they are.
+        """
         self._log = event_log
         self._store = store
         self._put_aside = put_aside
+        self._vocabulary = vocabulary
         self._clock = clock
         self._letters: set[dead_letters.Name] = set()
         self._letters_read: dict[tuple[str, int], int] | None = None
@@ -89,7 +94,7 @@ class Intake:
             with self._store.transaction():
                 for entry in entries:
                     try:
-                        self._store.add(parse(entry, self._clock()))
+                        self._store.add(parse(entry, self._clock(), self._vocabulary))
                     except Poison as reason:
                         poison.append((entry, str(reason)))
                     following[entry.topic, entry.partition] = entry.offset + 1

@@ -31,9 +31,17 @@ class Poison(Exception):
     """A record that cannot be used; the message says why."""
 
 
-def parse(entry: Entry, now: float) -> Interaction | Feedback | Erasure:
-    """The record of an entry of the three topics that the store takes in; now: unix time in seconds. Raises Poison."""
-    return _PARSERS[entry.topic](entry.value, now)
+def parse(entry: Entry, now: float, vocabulary: int | None = None) -> Interaction | Feedback | Erasure:
+    """The record of an entry of the three topics that the store takes in.
+
+    now: unix time in seconds; vocabulary: how many token ids the base model has. Raises Poison.
+    """
+    record = _PARSERS[entry.topic](entry.value, now)
+    if vocabulary is not None and isinstance(record, Interaction):
+        for field, ids in (("prompt", record.prompt_token_ids), ("reply", record.reply_token_ids)):
+            if (largest := max(ids)) >= vocabulary:
+                raise Poison(f"{field}_token_ids has {largest}; the base model has {vocabulary}: another model's reply")
+    return record
 
 
 def _interaction(value: bytes, now: float) -> Interaction:
