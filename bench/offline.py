@@ -160,10 +160,10 @@ class Lab:
         """As the learner fits it."""
         return fit(self._base, votes, terms=terms, pessimism=self.settings.pessimism)
 
-    def improve_settings(self, votes: float) -> ImproveSettings:
-        """What the learner would strive for with votes of that weight."""
-        how = self.how
-        return rounds.aim(self.settings, votes, temperature=how.temperature, max_new_tokens=how.max_new_tokens)
+    def improve_settings(self, votes: float, most: float = math.inf) -> ImproveSettings:
+        """What the learner would strive for with votes of that weight, and with a KL budget of `most` at the most."""
+        t, length = self.how.temperature, self.how.max_new_tokens
+        return rounds.aim(self.settings, votes, temperature=t, max_new_tokens=length, most=most)
 
     def normalised(self, model: RewardModel, rollouts: Sequence[Rollout]) -> RewardModel:
         """Rewards in deviations of these replies of the base policy."""

@@ -8,6 +8,7 @@ What a round made is kept; a run that was stopped goes on within the round that 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,8 @@ class Deployment:
     """What became of each, in words."""
     minutes: float = 0.0
     """CPU minutes of reward model, PPO and gate."""
+    allowance: float = math.inf
+    """The largest KL budget that the next round may have."""
 
     def save(self, file: Path) -> None:
         """Wholly or not at all."""
@@ -68,21 +71,44 @@ def run(
 ) -> Deployment:
     """As many rounds as there are `sizes`, each with that many new votes on what then serves."""
     work.mkdir(parents=True, exist_ok=True)
-    file = work / "deployment.pt"
-    state = Deployment.load(file)
+    state = Deployment.load(work / "deployment.pt")
     for number in range(len(state.rounds) + 1, len(sizes) + 1):
         server = lab.policy(seed)
         if state.serving is not None:
             server.restore(state.serving)
         cast = lab.vote(persona, prompts, sizes[number - 1], noise, 1000 * seed + number, policy=server)
         state.votes += cast.votes
-        clock = Clock(work / f"{number}.minutes")
-        outcome = _round(lab, persona, prompts, state, 1000 * number + seed, work / f"{number}.pt", clock)
-        state.minutes += clock.minutes
-        state.rounds.append(outcome)
-        state.save(file)
-        print(f"{persona.name}, seed {seed}, round {number}: {outcome}", flush=True)
+        _learn(lab, persona, prompts, state, seed, number, work)
     return state
+
+
+def run_at_once(
+    lab: Lab, persona: Persona, prompts: Sequence[Tokens], sizes: Sequence[int], noise: float, seed: int, work: Path
+) -> Deployment:
+    """One round on all votes, all cast on the base policy's replies; if it strayed, another with what it then may.
+
+    Where no round of `run` but the last came to serve, they are its very votes.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    state = Deployment.load(work / "deployment.pt")
+    if not state.rounds:
+        for number, size in enumerate(sizes, 1):
+            state.votes += lab.vote(persona, prompts, size, noise, 1000 * seed + number).votes
+    while not state.rounds or (len(state.rounds) < 2 and math.isfinite(state.allowance)):
+        _learn(lab, persona, prompts, state, seed, len(sizes) + len(state.rounds), work)
+    return state
+
+
+def _learn(
+    lab: Lab, persona: Persona, prompts: Sequence[Tokens], state: Deployment, seed: int, number: int, work: Path
+) -> None:
+    """A round on the votes that there are, and what came of it kept."""
+    clock = Clock(work / f"{number}.minutes")
+    outcome = _round(lab, persona, prompts, state, 1000 * number + seed, work / f"{number}.pt", clock)
+    state.minutes += clock.minutes
+    state.rounds.append(outcome)
+    state.save(work / "deployment.pt")
+    print(f"{persona.name}, seed {seed}, round {number}: {outcome}", flush=True)
 
 
 def fitted(lab: Lab, persona: Persona, votes: Sequence[Vote]) -> RewardModel:
@@ -94,7 +120,7 @@ def _round(
     lab: Lab, persona: Persona, prompts: Sequence[Tokens], state: Deployment, seed: int, checkpoint: Path, clock: Clock
 ) -> str:
     learnt, gate = parts(prompts)
-    how = lab.improve_settings(len(state.votes))
+    how = lab.improve_settings(len(state.votes), state.allowance)
     policy = lab.policy(seed)
     try:
         reward_model = fitted(lab, persona, state.votes)
@@ -116,6 +142,7 @@ def _round(
         return before
 
     verdict = trial(policy, None if serving is None else parent, result.reward_model, lab.reader, gate, how, seed=seed)
+    state.allowance = rounds.allowance(state.allowance, how.kl_budget, strayed=verdict.strayed)
     if verdict.passed:
         state.serving = policy.snapshot()
     gain = f"reward gain {verdict.metrics['reward_gain']:+.2f}, KL {verdict.metrics['kl']:.2f}, AUC {auc:.2f}"

@@ -9,6 +9,7 @@ version that the canary is about to replace, and its candidate the second one on
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterable
@@ -31,7 +32,7 @@ from plaudit_learner.experience.intake import Intake
 from plaudit_learner.experience.on_trial import on_trial
 from plaudit_learner.experience.store import Experience
 from plaudit_learner.follow import Task
-from plaudit_learner.gate.judge import Reader, Verdict
+from plaudit_learner.gate.judge import Reader, Verdict, strayed
 from plaudit_learner.gate.trial import trial
 from plaudit_learner.instruct.mixture import instruction_examples
 from plaudit_learner.metrics import LearnerMetrics
@@ -186,9 +187,21 @@ class Learner:
 
     def _last_round(self) -> tuple[int, int]:
         """(number, votes that stood) of the last round that came to an end, by the policy events; (0, 0) before it."""
-        releases = self._intake.releases
-        ended = [event.metrics for event in map(releases.event, releases.versions()) if event is not None]
+        ended = [event.metrics for event in self._events()]
         return max(((int(metrics["round"]), int(metrics["votes"])) for metrics in ended), default=(0, 0))
+
+    def _events(self) -> list[PolicyEvent]:
+        """The last one of each version."""
+        releases = self._intake.releases
+        return [event for event in map(releases.event, releases.versions()) if event is not None]
+
+    def _allowance(self, reference: str) -> float:
+        """The largest KL budget that the gate's verdicts on rounds from that reference allow."""
+        rounded = [event for event in self._events() if event.reference == reference and event.metrics["kl_budget"] > 0]
+        most = math.inf
+        for event in sorted(rounded, key=lambda event: event.metrics["round"]):
+            most = rounds.allowance(most, event.metrics["kl_budget"], strayed=strayed(event.checks))
+        return most
 
     def _round(self) -> None:
         """A span of its own, the root of a trace: its links lead to those of what it was made from."""
@@ -296,7 +309,7 @@ class Learner:
             reward_model = self._fit(policy, reference)
         train, held_out = self._prompts()
         seed = self._settings.seed + 1000 * number
-        how = self._how(weight)
+        how = self._how(weight, reference)
         examples = rounds.drawn(self._examples, how.instruct_examples, seed)
         allowed = {prompt for prompt in train if len(prompt) <= how.max_prompt_tokens}
         logged: list[Rollout] = []
@@ -377,11 +390,12 @@ class Learner:
             raise NotEnoughVotesError(f"{len(train) + len(held_out)} different prompts are too few to hold some out")
         return train, held_out
 
-    def _how(self, votes: float) -> ImproveSettings:
+    def _how(self, votes: float, reference: str) -> ImproveSettings:
         """votes: what they weigh."""
         settings = self._settings
         temperature, max_tokens = self._store.usual_sampling(settings.window) or (0.7, settings.max_new_tokens)
-        return rounds.aim(settings, votes, temperature=temperature, max_new_tokens=max_tokens)
+        most = self._allowance(reference)
+        return rounds.aim(settings, votes, temperature=temperature, max_new_tokens=max_tokens, most=most)
 
     def _check_kept(self) -> None:
         """Raises _BegunAnew if the round was dropped meanwhile."""

@@ -32,6 +32,7 @@ LEAST_AUC = 0.55
 _HELD_OUT = 0.2
 _MOST_HELD_OUT = 48
 _KL_TARGET, _KL_STOP = 0.6, 0.85  # of the budget, which is the gate's bound
+_LESS, _MORE = 0.5, 1.25  # of a budget that was too large, and of what may be asked for after one that was not
 
 
 def told_apart(prompts: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[Prompts, Prompts]:
@@ -43,16 +44,28 @@ def told_apart(prompts: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[Prompts,
     return train, held_out[:_MOST_HELD_OUT]
 
 
-def aim(settings: LearnerSettings, votes: float, *, temperature: float, max_new_tokens: int) -> ImproveSettings:
+def allowance(before: float, budget: float, *, strayed: bool) -> float:
+    """The largest KL budget (nats a reply) that the next round may have, after a round that had `budget`.
+
+    before: what that round might have had; infinite if no round has strayed yet. strayed: whether the gate vetoed it.
+    Halved where it strayed, and allowed to grow slowly where not, as a sender finds what a network bears (Chiu and Jain
+    1989): the same budget again, on nearly the same votes, would stray again (docs/decisions/0023).
+    """
+    return budget * _LESS if strayed else before * _MORE
+
+
+def aim(
+    settings: LearnerSettings, votes: float, *, temperature: float, max_new_tokens: int, most: float = math.inf
+) -> ImproveSettings:
     """What to strive for with votes of that weight: the fewer there are, the closer to the reference policy.
 
     The reward model errs by about 1 / sqrt(votes), and a policy at KL k can seek out sqrt(2 k) deviations of that
     error: a budget in proportion to the votes holds the reward that is only imagined at one level. Updates that pull
     one way move the weights in proportion to their number, and the KL by its square: as many as reach the same share of
     any budget.
-    temperature, max_new_tokens: as served.
+    temperature, max_new_tokens: as served. most: the largest budget that is allowed (`allowance`).
     """
-    share = min(1.0, votes / settings.votes_for_kl_budget)
+    share = min(1.0, votes / settings.votes_for_kl_budget, most / settings.kl_budget)
     kl_budget = settings.kl_budget * share
     return ImproveSettings(
         iterations=math.ceil(settings.iterations * math.sqrt(share)),

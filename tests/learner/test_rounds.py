@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from plaudit.events import ERASURES, POLICIES, Record
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_learner import rounds
+from plaudit_learner.config import LearnerSettings
 from plaudit_learner.experience.store import Experience
 from plaudit_learner.loop import _BegunAnew
 from plaudit_learner.policy import Policy, PromptReply
@@ -53,6 +55,7 @@ def vote(store: Experience, policy: Policy, first: int, last: int) -> None:
         store.add_feedback(feedback(f"r{i}", key="k", time=i, thumb=UP if liked else DOWN))
 
 
+SETTINGS = LearnerSettings(event_log="sqlite:x", policy_store="x", state_dir=Path("x"))
 MIXED = {"logged_share": "0.5", "instruct_weight": "0.2"}
 
 
@@ -89,6 +92,50 @@ def test_half_written_is_not_kept(tmp_path: Path) -> None:
     file = tmp_path / "inputs.json"
     file.write_text(file.read_text()[:-20])
     assert rounds.kept(tmp_path, {}) is None
+
+
+def test_a_budget_that_strays_is_halved_and_grows_again_slowly() -> None:
+    most, had = math.inf, []
+    for strayed in (False, True, True, False, False, True):
+        how = rounds.aim(SETTINGS, 400, temperature=0.7, max_new_tokens=48, most=most)
+        had.append((how.kl_budget, how.iterations))
+        most = rounds.allowance(most, how.kl_budget, strayed=strayed)
+    # 12 updates for 3 nats; as many as the root of the budget says.
+    assert had == [(3.0, 12), (3.0, 12), (1.5, 9), (0.75, 6), (0.9375, 7), (1.171875, 8)]
+    assert most == 1.171875 / 2
+    few = rounds.aim(SETTINGS, 30, temperature=0.7, max_new_tokens=48, most=most)
+    assert few.kl_budget == pytest.approx(0.3), "so few votes ask for less anyway"
+
+
+def test_the_gates_verdicts_allow_the_budget(tmp_path: Path, tiny_model: Path) -> None:
+    home = Rounds(tmp_path, tiny_model)
+
+    def budget(reference: str = "v0") -> float:
+        home.learner._intake.drain(0)
+        return home.learner._how(400, reference).kl_budget
+
+    def ended(number: int, kl_budget: float, *broken: str, reference: str = "v0") -> None:
+        event = PolicyEvent(schema_version=1, version=f"v{number}", parent="v0", reference=reference)
+        event.state = PolicyState.POLICY_STATE_REJECTED if broken else PolicyState.POLICY_STATE_STABLE
+        event.metrics.update({"round": number, "votes": 60 * number, "kl_budget": kl_budget})
+        for measure in ("reward", "kl", "instructions"):
+            event.checks.add(measure=measure, kept=measure not in broken)
+        home.log.append([Record(POLICIES, event.version, event.SerializeToString())])
+
+    try:
+        home.learner._intake.start()
+        assert budget() == 3.0
+        ended(1, 2.0, "reward")
+        assert budget() == 3.0, "what is no better has not strayed"
+        ended(2, 3.0, "reward", "instructions")
+        assert budget() == 1.5
+        ended(3, 1.5)
+        assert budget() == 1.5 * 1.25
+        ended(4, 0.5, "instructions", reference="v9")
+        assert budget() == 1.5 * 1.25, "from another reference"
+        assert budget("v9") == 0.25
+    finally:
+        home.close()
 
 
 @pytest.mark.timeout(300)

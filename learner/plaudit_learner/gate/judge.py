@@ -18,12 +18,14 @@ Shapes: K replies to each of P prompts.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
 from scipy.stats import t as student_t
 
+from plaudit.v1.policy_pb2 import GateCheck
 from plaudit_learner.gate.evaluation import Evaluated, Reader, evaluate
 
 __all__ = ["Check", "Evaluated", "GateSettings", "Reader", "Verdict", "evaluate", "judge", "paired_gain"]
@@ -102,6 +104,16 @@ class Verdict:
     def passed(self) -> bool:
         """Whether every check is kept."""
         return not self.reasons
+
+    @property
+    def strayed(self) -> bool:
+        """Whether a check is broken that is not about the reward: what was learnt costs too much elsewhere."""
+        return strayed(self.checks)
+
+
+def strayed(checks: Iterable[Check | GateCheck]) -> bool:
+    """Whether any of a gate's checks but the reward's was broken."""
+    return any(not check.kept for check in checks if check.measure != "reward")
 
 
 @dataclass(frozen=True)
