@@ -38,7 +38,8 @@ class Server:
 
     def unavailable(self) -> None:
         """It could not be reached, or is going down."""
-        self.away_until = time.monotonic() + min(_LONGEST_AWAY, _AWAY * 2**self._failures)
+        # The power of a day's failures would be no float.
+        self.away_until = time.monotonic() + min(_LONGEST_AWAY, _AWAY * 2 ** min(self._failures, 16))
         self._failures += 1
 
 

@@ -229,6 +229,13 @@ async def test_who_is_away_is_passed_over_for_a_while(servers: Servers) -> None:
     assert {servers.pick() for _ in range(4)} == {one}
 
 
+async def test_who_is_away_for_days_is_away(servers: Servers) -> None:
+    away = servers.all[0]
+    for _ in range(3000):
+        away.unavailable()
+    assert 9 < away.away_until - time.monotonic() <= 10
+
+
 async def test_who_is_connected_comes_first(script: Script) -> None:
     async with serving(script) as address:
         async with Servers([grpc.aio.insecure_channel(target) for target in ("127.0.0.1:1", address)]) as servers:
