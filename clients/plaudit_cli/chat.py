@@ -47,7 +47,7 @@ def chat(
 ) -> None:
     """Chat with the policy, and vote on its replies."""
     with failures(), asyncio.Runner() as runner:
-        session = Session(runner, sys.stdin.isatty(), user, policy_version, system)
+        session = Session(runner, sys.stdin is not None and sys.stdin.isatty(), user, policy_version, system)
         session.sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
         session.talk(server)
 
@@ -174,12 +174,15 @@ class Session:
         return reply
 
     def _read(self, prompt: str) -> str | None:
-        try:
-            return input(prompt if self.interactive else "").strip()
-        except EOFError:
-            if self.interactive:
-                print()
-            return None
+        while True:
+            try:
+                return input(prompt if self.interactive else "").strip()
+            except UnicodeDecodeError:
+                print("that was not text in this terminal's encoding; say it again", file=sys.stderr)
+            except (EOFError, RuntimeError):  # RuntimeError: standard input is closed
+                if self.interactive:
+                    print()
+                return None
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(coroutine)

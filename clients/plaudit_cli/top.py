@@ -197,7 +197,7 @@ async def _live(console: Console, source: Source, interval: float) -> None:
 @contextmanager
 def _keys(pressed: Callable[[str], None]) -> Iterator[None]:
     """Tell of each key at once, and show none, while the standard input is a terminal."""
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         yield
         return
     import os

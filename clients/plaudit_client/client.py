@@ -32,7 +32,7 @@ from plaudit_client.channel import Channel, metadata
 from plaudit_client.kept import Kept, NotKept
 from plaudit_client.loop_types import Loop
 from plaudit_client.reply import Reply
-from plaudit_client.requests import chat_request
+from plaudit_client.requests import chat_request, text
 from plaudit_client.retry import MAX_RETRIES
 from plaudit_client.stream import Statement, stream
 from plaudit_client.types import Durability, Erased, Flushed, Message, Policies, Policy, Settled
@@ -249,7 +249,7 @@ class AsyncClient:
 
     async def get_policy(self, version: str) -> Policy:
         """One version. Raises NotFound if there is none of that name, Unavailable or ServerError."""
-        request = GetPolicyRequest(version=version)
+        request = GetPolicyRequest(version=text("version", version))
         response = await self._control.insist(self._policies.GetPolicy, request)
         return Policy.from_proto(response.policy)
 
@@ -259,7 +259,7 @@ class AsyncClient:
         Raises NotFound, FailedPrecondition (the gate rejected it, or the server cannot load it), InvalidRequest,
         Unavailable or ServerError.
         """
-        request = PromotePolicyRequest(version=version, reason=reason)
+        request = PromotePolicyRequest(version=text("version", version), reason=text("reason", reason))
         response = await self._control.call(self._policies.PromotePolicy, request)
         return Policy.from_proto(response.policy)
 
@@ -268,7 +268,7 @@ class AsyncClient:
 
         Raises NotFound, FailedPrecondition (v0, or never in service), InvalidRequest, Unavailable or ServerError.
         """
-        request = RollbackPolicyRequest(version=version, reason=reason)
+        request = RollbackPolicyRequest(version=text("version", version), reason=text("reason", reason))
         response = await self._control.call(self._policies.RollbackPolicy, request)
         return Policy.from_proto(response.policy), response.serving_version
 
@@ -278,7 +278,7 @@ class AsyncClient:
         Raises NotFound, FailedPrecondition (it is stable, retired or rejected, or the server cannot load it),
         InvalidRequest, Unavailable or ServerError.
         """
-        request = SetCanaryShareRequest(version=version, share=share, reason=reason)
+        request = SetCanaryShareRequest(version=text("version", version), share=share, reason=text("reason", reason))
         response = await self._control.call(self._policies.SetCanaryShare, request)
         return Policy.from_proto(response.policy)
 
@@ -315,7 +315,7 @@ class AsyncClient:
         `reason` is kept: it should name nobody. Tried again while the server cannot take it.
         Raises InvalidRequest, ResourceExhausted, Unavailable or ServerError.
         """
-        request = EraseUserRequest(user_id=user_id, reason=reason)
+        request = EraseUserRequest(user_id=text("user_id", user_id), reason=text("reason", reason))
         response = await self._control.insist(self._privacy.EraseUser, request)
         return Erased.from_proto(response)
 

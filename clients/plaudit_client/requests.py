@@ -46,11 +46,11 @@ def chat_request(
             top_p=top_p,
             max_tokens=None if max_tokens is None else _unsigned("sampling.max_tokens", max_tokens),
             seed=None if seed is None else _unsigned("sampling.seed", seed),
-            stop=[_text(f"sampling.stop[{index}]", text) for index, text in enumerate(stops)],
+            stop=[text(f"sampling.stop[{index}]", stop) for index, stop in enumerate(stops)],
         ),
-        user_id=_text("user_id", user_id),
-        conversation_id=_text("conversation_id", conversation_id),
-        policy_version=_text("policy_version", policy_version),
+        user_id=text("user_id", user_id),
+        conversation_id=text("conversation_id", conversation_id),
+        policy_version=text("policy_version", policy_version),
         logprobs=logprobs,
         unrecorded=unrecorded,
     )
@@ -76,19 +76,19 @@ def feedback_request(
     if thumb is not None and thumb not in _THUMBS:
         raise InvalidRequest("thumb", f"is {thumb!r}; it must be 'up' or 'down'")
     request = SubmitFeedbackRequest(
-        receipt=_text("receipt", receipt),
-        aspect=_text("aspect", aspect),
-        user_id=_text("user_id", user_id),
-        idempotency_key=_text("idempotency_key", idempotency_key),
+        receipt=text("receipt", receipt),
+        aspect=text("aspect", aspect),
+        user_id=text("user_id", user_id),
+        idempotency_key=text("idempotency_key", idempotency_key),
     )
     if thumb is not None:
         request.thumb = _THUMBS[thumb]
     elif rating is not None:
         request.rating = _unsigned("rating", rating)
     elif preferred_over is not None:
-        request.preference.over_receipt = _text("preference.over_receipt", preferred_over)
+        request.preference.over_receipt = text("preference.over_receipt", preferred_over)
     elif comment is not None:
-        request.comment = _text("comment", comment)
+        request.comment = text("comment", comment)
         if (size := len(comment.encode())) > _LONGEST_COMMENT:
             raise InvalidRequest("comment", f"has {size:,} bytes; the most is {_LONGEST_COMMENT:,}")
     return request
@@ -99,7 +99,7 @@ def _message(index: int, message: Message) -> ProtoMessage:
     role = message.get("role")
     if role not in _ROLES:
         raise InvalidRequest(f"{field}.role", f"is {role!r}; it must be 'system', 'user' or 'assistant'")
-    return ProtoMessage(role=_ROLES[role], content=_text(f"{field}.content", message.get("content", "")))
+    return ProtoMessage(role=_ROLES[role], content=text(f"{field}.content", message.get("content", "")))
 
 
 def _unsigned(field: str, number: int) -> int:
@@ -108,9 +108,10 @@ def _unsigned(field: str, number: int) -> int:
     return number
 
 
-def _text(field: str, text: str) -> str:
+def text(field: str, value: str) -> str:
+    """The value. Raises InvalidRequest that names the field if it is not Unicode."""
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError:  # half of a surrogate pair; protobuf would not say which field
         raise InvalidRequest(field, "is not valid Unicode text") from None
-    return text
+    return value

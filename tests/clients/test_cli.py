@@ -109,6 +109,35 @@ async def test_no_server_is_one_line(run: Run, arguments: tuple[str, ...]) -> No
     )
 
 
+async def test_feedback_is_not_imported_where_nobody_reads_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "user.key").write_bytes(b"k" * 32)
+    outcome = await run("import", str(tmp_path / "feedback.jsonl"), "--data", str(tmp_path))
+    assert outcome.code == 1
+    embedded = tmp_path / "events.sqlite"
+    wants = "a deployment with Kafka wants --event-log kafka://HOST:PORT"
+    assert outcome.err == f"plaudit: there is no {embedded}: {wants}\n"
+    assert not embedded.exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "told"), [(None, ""), (b"caf\xe9\n", "that was not text in this terminal's encoding")]
+)
+async def test_chat_with_what_is_no_text(plaudit: Path, address: str, said: bytes | None, told: str) -> None:
+    """Standard input is closed, or has a byte of another encoding."""
+    process = await asyncio.create_subprocess_exec(
+        *(plaudit, "chat"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PLAUDIT_SERVER": address, "PYTHONIOENCODING": "utf-8:strict"},
+        preexec_fn=(lambda: os.close(0)) if said is None else None,
+    )
+    _, err = await process.communicate(said)
+    assert process.returncode == 0
+    assert err.decode().startswith(told)
+    assert b"Traceback" not in err
+
+
 async def test_chat_from_a_pipe(run: Run, script: Script) -> None:
     outcome = await run("chat", "--system", "Be kind.", "--user", "ada", stdin="hello\n+\nhow are you\n-\n/new\nbye\n")
     assert (outcome.code, outcome.err) == (0, "")

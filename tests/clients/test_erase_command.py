@@ -51,6 +51,9 @@ async def test_it_asks_first_and_says_what_is_wrong(run: Run, deployment: Deploy
     async with deployment.running() as (_, address):
         outcome = await run("erase", "ann", stdin="n\n", server=address)
         assert (outcome.code, "It cannot be undone" in outcome.out) == (1, True)
+        outcome = await run("erase", "ann\udcff", "--yes", server=address)  # a byte that is no UTF-8
+        assert outcome.code == 1
+        assert outcome.err.strip().endswith("user_id: is not valid Unicode text")
         outcome = await run("erase", " ", "--yes", server=address)
         assert (outcome.code, outcome.err) == (1, "plaudit: user_id: is empty; give 1 to 256 bytes of text\n")
         with open_log(deployment.event_log) as log:

@@ -133,14 +133,20 @@ def test_words_and_sentences() -> None:
 
 
 OWN = """
+from __future__ import annotations
+from dataclasses import dataclass
 from plaudit_cli.personas import Persona
+
+@dataclass
+class Taste:
+    liking: float
 
 class Mine(Persona):
     name = "mine"
     description = "everything"
 
     def approval(self, prompt, reply, finished):
-        return 1.0
+        return Taste(1.0).liking
 
 class Half(Persona):
     name = "half"

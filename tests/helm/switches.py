@@ -61,7 +61,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "TLS by cert-manager": CERT_MANAGER,
     "mutual TLS": MUTUAL,
     "mutual TLS without callers": {**MUTUAL, "callers.secretName": "", "gateway.enabled": False},
-    "callers behind a mesh": {"callers.secretName": "callers"},
+    "a mesh that knows its callers": {"callers.secretName": "", "gateway.enabled": False},
     "servers without volumes": {"server.state.persistent": False},
     "server on GPUs": {"server.device": "gpu", "server.gpus": 2, "server.resources": RESOURCES},
     "server's settings": {
@@ -189,6 +189,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "open to everybody": ({**TLS, "callers.secretName": ""}, "callers.secretName or tls.clientCa.secretName: give one"),
     "operators by the gateway's certificate": (
         {**MUTUAL, "callers.secretName": ""},
+        "callers.secretName: give one, or gateway",
+    ),
+    "operators by the mesh's word for the gateway": (
+        {"callers.secretName": ""},
         "callers.secretName: give one, or gateway",
     ),
     "clients' CA without TLS": ({"tls.clientCa.secretName": "ca"}, "tls.clientCa: clients show certificates over TLS"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -44,10 +45,11 @@ def load(spec: str) -> Persona:
 
 
 def _from_file(path: Path, name: str) -> Persona:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"{__name__}.own.{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise PersonaError(f"persona {path}:{name}: there is no such file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
     try:
         spec.loader.exec_module(module)
         kind = getattr(module, name, None)

@@ -15,9 +15,9 @@ export class Problem extends Error {
     this.retryAfter = retryAfter;
   }
 
-  /** Whether the same request may succeed later. */
+  /** Whether the same request may succeed later. It may after a 404: a proxy whose backend is away says that, too. */
   get passing(): boolean {
-    return this.kind !== "refused" && this.kind !== "absent";
+    return this.kind !== "refused";
   }
 }
 

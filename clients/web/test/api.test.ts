@@ -91,7 +91,7 @@ test.each([
   [400, "refused", false],
   [401, "key", true],
   [403, "key", true],
-  [404, "absent", false],
+  [404, "absent", true],
   [408, "unreachable", true],
   [422, "refused", false],
   [429, "busy", true],

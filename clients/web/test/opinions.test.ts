@@ -1,5 +1,13 @@
 import { expect, test } from "vitest";
-import { aspectPressed, NO_OPINIONS, type Opinions, pressed, statements, withOpinion } from "../src/chat/opinions.ts";
+import {
+  aspectPressed,
+  NO_OPINIONS,
+  type Opinions,
+  pressed,
+  statements,
+  withOpinion,
+  withoutSaid,
+} from "../src/chat/opinions.ts";
 
 const R = "receipt";
 
@@ -39,6 +47,20 @@ test("a preference survives when the thumb beside it is taken back", () => {
     { receipt: R, retract: true },
     { receipt: R, preferred_over: "other" },
   ]);
+});
+
+test("what the server does not take goes, and the rest stands", () => {
+  let now = withOpinion(pressed(NO_OPINIONS, "up"), "", { over: ["other"] });
+  const before = now;
+  now = withOpinion(now, "", { comment: "\u001b" });
+  expect(withoutSaid(now, { receipt: R, comment: "\u001b" })).toEqual(before);
+  const chip = aspectPressed(before, "unknown");
+  expect(withoutSaid(chip, { receipt: R, aspect: "unknown", thumb: "up" })).toEqual({
+    ...before,
+    unknown: { thumb: null, comment: "", over: [] },
+  });
+  expect(withoutSaid(before, { receipt: R, preferred_over: "other" })[""]?.over).toEqual([]);
+  expect(withoutSaid(before, { receipt: R, thumb: "down" }), "changed meanwhile").toEqual(before);
 });
 
 test("nothing changed, nothing said", () => {

@@ -55,6 +55,15 @@ test("what is added just after an empty flush is sent", async () => {
   expect(sent).toEqual(["1"]);
 });
 
+test("a proxy whose backend is away has no say", async () => {
+  const { outbox, kept, held, refused } = make(async () => {
+    throw new Problem("absent", "404");
+  });
+  outbox.add([entry("1")]);
+  await outbox.flush();
+  expect([kept.length, held, refused]).toEqual([1, ["absent"], []]);
+});
+
 test("what cannot be sent now is kept, and sent before what came later", async () => {
   let away = true;
   const sent: string[] = [];

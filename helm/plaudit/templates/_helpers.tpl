@@ -343,6 +343,8 @@ envFrom:
 {{- else if eq $tls.mode "terminated" -}}
 {{- if $tls.clientCa.secretName -}}
 {{- fail "tls.clientCa: clients show certificates over TLS only; tls.mode is terminated" -}}
+{{- else if and .Values.gateway.enabled (not .Values.callers.secretName) -}}
+{{- fail "callers.secretName: give one, or gateway.enabled=false: what is in front of the servers knows the gateway and not who asks it, so whoever reaches the gateway could promote and roll back" -}}
 {{- end -}}
 {{- else if and (eq $tls.mode "secret") (not $tls.secretName) -}}
 {{- fail "tls.secretName: give the secret with tls.crt, tls.key and ca.crt, for tls.mode is secret" -}}

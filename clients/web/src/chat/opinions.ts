@@ -41,6 +41,16 @@ export function aspectPressed(opinions: Opinions, aspect: string): Opinions {
   return withOpinion(opinions, aspect, { thumb: opinion(opinions, aspect).thumb ? null : thumb });
 }
 
+/** Without what the server did not take; what it had taken before stands there still. */
+export function withoutSaid(opinions: Opinions, { aspect = "", thumb, comment, preferred_over }: Statement): Opinions {
+  const now = opinion(opinions, aspect);
+  return withOpinion(opinions, aspect, {
+    thumb: thumb && now.thumb === thumb ? null : now.thumb,
+    comment: comment && now.comment === comment ? "" : now.comment,
+    over: now.over.filter((other) => other !== preferred_over),
+  });
+}
+
 /** What has to be said, in order, for `after` to stand where `before` stood. */
 export function statements(receipt: string, before: Opinions, after: Opinions): Statement[] {
   const aspects = [...new Set([...Object.keys(before), ...Object.keys(after)])].sort();

@@ -7,7 +7,7 @@ import type { Problem } from "../problem.ts";
 import { load, names, onOtherTab, randomId, remove, save } from "../storage.ts";
 import { conversation, update } from "./conversations.ts";
 import { decided, replyOf, withReply, withTurn } from "./model.ts";
-import { NO_OPINIONS, type Opinions, opinion, statements, withOpinion } from "./opinions.ts";
+import { type Opinions, opinion, statements, withOpinion, withoutSaid } from "./opinions.ts";
 import { type Entry, Outbox } from "./outbox.ts";
 
 const PREFIX = "outbox.";
@@ -94,7 +94,11 @@ function newKey(): string {
 
 function refuse(entry: Entry, problem: Problem): void {
   update(entry.conversation, (now) =>
-    withReply(now, entry.reply, (reply) => ({ ...reply, opinions: NO_OPINIONS, refused: problem.message })),
+    withReply(now, entry.reply, (reply) => ({
+      ...reply,
+      opinions: withoutSaid(reply.opinions, entry.statement),
+      refused: problem.message,
+    })),
   );
 }
 
