@@ -92,7 +92,9 @@ class ChatTemplate:
         return tuple(ids if self._control_ids.isdisjoint(ids) else self._encode_plainly(text, field))
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        # As a batch of one: that lets go of the interpreter meanwhile, so that in a thread it holds nobody up.
+        (found,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        ids: list[int] = found.ids
         return ids
 
     def _encode_plainly(self, text: str, field: str) -> list[int]:

@@ -77,6 +77,11 @@ class Releases:
     """The fold. `apply` the events in the order of the log."""
 
     _last: dict[str, tuple[int, PolicyEvent]] = field(default_factory=dict)
+    changes: int = field(default=0, compare=False)
+    """How many events were applied."""
+    # What follows from all events is asked for with each version; both are None until it is asked for again.
+    _promoted: list[str] | None = field(default=None, compare=False, repr=False)
+    _on_trial: tuple[str | None] | None = field(default=None, compare=False, repr=False)
 
     def apply(self, event: PolicyEvent, offset: int) -> None:
         """Take in the next event. The last one of a version wins; a version is whatever its last event says.
@@ -85,6 +90,8 @@ class Releases:
         """
         number(event.version)
         self._last[event.version] = (offset, event)
+        self.changes += 1
+        self._promoted = self._on_trial = None
 
     def read(self, value: bytes, offset: int) -> PolicyEvent:
         """Apply a record's value; returns the event. Raises ValueError if it is none, or names no version."""
@@ -113,8 +120,10 @@ class Releases:
     @property
     def canary(self) -> str | None:
         """The version that a share of conversations is to get; None if there is none."""
-        last = max(self.canaries(), key=self.offset, default=None)
-        return last if last is not None and self.offset(last) > self.offset(self.stable) else None
+        if self._on_trial is None:
+            last = max(self.canaries(), key=self.offset, default=None)
+            self._on_trial = (last if last is not None and self.offset(last) > self.offset(self.stable) else None,)
+        return self._on_trial[0]
 
     def canaries(self) -> list[str]:
         """Versions whose last event made them a canary, those included that were overtaken; oldest first."""
@@ -133,13 +142,15 @@ class Releases:
 
     def promoted(self) -> list[str]:
         """Versions whose last event promoted them, in the order of the log; v0 before all of them until it has one."""
-        promoted = sorted(
-            (offset, version)
-            for version, (offset, event) in self._last.items()
-            if event.state == PolicyState.POLICY_STATE_STABLE
-        )
-        versions = [version for _, version in promoted]
-        return versions if BASE in versions else [BASE, *versions]
+        if self._promoted is None:
+            promoted = sorted(
+                (offset, version)
+                for version, (offset, event) in self._last.items()
+                if event.state == PolicyState.POLICY_STATE_STABLE
+            )
+            versions = [version for _, version in promoted]
+            self._promoted = versions if BASE in versions else [BASE, *versions]
+        return self._promoted
 
     def offset(self, version: str) -> int:
         """Where the last event of `version` stands in the log; -1 if there is none."""

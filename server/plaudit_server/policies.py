@@ -115,9 +115,12 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
 
     async def _watch(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         shown: dict[str, Policy] = {}
+        changes = -1
         while not self._stopping:
             releases = self._follower.releases
-            for version in releases.versions():
+            # It moves every second, changed or not; all versions are many, and all streams would wait.
+            moved, changes = changes != releases.changes, releases.changes
+            for version in releases.versions() if moved else ():
                 policy = releases.policy(version)
                 if policy is not None and shown.get(version) != policy:
                     shown[version] = policy

@@ -194,3 +194,13 @@ def test_what_is_no_name_of_a_version_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="no name of a version"):
         releases.apply(PolicyEvent(version=name, state=STABLE), 0)
     assert releases.versions() == ["v0"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["v0", "v1", "v2", "v3"]), st.sampled_from([STABLE, CANARY, ROLLED_BACK]))))
+def test_what_was_asked_for_before_an_event_does_not_outlive_it(steps: list[Step]) -> None:
+    asked = Releases()
+    for offset, (version, state) in enumerate(steps):
+        asked.apply(PolicyEvent(version=version, state=state, share=0.1), offset)
+        fresh = canary(*((version, state, 0.1) for version, state in steps[: offset + 1]))
+        assert (asked.promoted(), asked.canary, asked.stable) == (fresh.promoted(), fresh.canary, fresh.stable)
+        assert asked.changes == offset + 1

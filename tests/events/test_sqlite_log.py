@@ -182,3 +182,11 @@ def test_a_replaced_file_is_noticed(path: Path, log: SqliteLog) -> None:
         with pytest.raises(EventLogUnavailable, match="another file is there now"):
             log.append([Record(FEEDBACK, "key", b"into the void")])
         assert other.identity != log.identity
+
+
+def test_how_much_is_left_is_told_without_reading_it(log: SqliteLog) -> None:
+    log.append([Record(FEEDBACK, "key", b"x")] * 20_000)
+    looked: list[None] = []
+    log._reader.set_progress_handler(lambda: looked.append(None), 1000)  # at every so many steps of SQLite's machine
+    assert log.lag({(FEEDBACK, 0): 5}) == 19_995
+    assert len(looked) < 10

@@ -131,8 +131,11 @@ class SqliteLog(EventLog):
             self._check()
             for (topic, _), position in positions.items():
                 # Offsets have no gaps (of the progress topic: few), so the ends tell the count.
+                # Two questions: asked for both ends at once, SQLite reads the whole index between them.
                 oldest, newest = self._reader.execute(
-                    "SELECT MIN(offset), MAX(offset) FROM entries WHERE topic = ?", (topic,)
+                    "SELECT (SELECT MIN(offset) FROM entries WHERE topic = :topic),"
+                    " (SELECT MAX(offset) FROM entries WHERE topic = :topic)",
+                    {"topic": topic},
                 ).fetchone()
                 if oldest is not None:
                     lag += max(0, newest + 1 - max(position, oldest))
