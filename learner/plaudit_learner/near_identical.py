@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -23,8 +24,8 @@ def near_identical(prompts: Sequence[Tokens], say: Sequence[float]) -> list[int]
 
     Two prompts are if at least ALIKE of the shingles that either has are in both (resemblance: Broder 1997, section 2),
     the template's left out: those in more than half of the prompts, of which each counts as its `say`. It is computed,
-    not sketched: a window of thousands allows it. A prompt is compared with the first of each group only, so that no
-    chain of small steps can join what is far apart.
+    not sketched: prompts that share no shingle are never compared, so tens of thousands take seconds. A prompt is
+    compared with the first of each group only, so that no chain of small steps can join what is far apart.
     """
     weight: dict[Tokens, float] = defaultdict(float)
     for prompt, one in zip(prompts, say, strict=True):
@@ -34,11 +35,12 @@ def near_identical(prompts: Sequence[Tokens], say: Sequence[float]) -> list[int]
     leads_P = np.zeros(len(size_P), dtype=bool)
     first = []  # of each distinct prompt, the distinct prompt that leads its group
     for start in range(0, len(size_P), _BLOCK):
-        both_BP = (held_PS[start : start + _BLOCK] @ held_PS.T).toarray()
-        for row, both_P in enumerate(both_BP, start=start):
-            alike_P = leads_P & (both_P > 0) & (both_P >= ALIKE * (size_P[row] + size_P - both_P))
-            leads_P[row] = not alike_P.any()
-            first.append(row if leads_P[row] else int(alike_P.argmax()))
+        both_BP = held_PS[start : start + _BLOCK] @ held_PS.T  # sparse: most prompts share nothing
+        for row, (begin, end) in enumerate(pairwise(both_BP.indptr), start=start):
+            other_O, both_O = both_BP.indices[begin:end], both_BP.data[begin:end]
+            alike_O = leads_P[other_O] & (both_O >= ALIKE * (size_P[row] + size_P[other_O] - both_O))
+            leads_P[row] = not alike_O.any()
+            first.append(row if leads_P[row] else int(other_O[alike_O].min()))
     met: dict[Tokens, int] = {}
     for number, prompt in enumerate(prompts):
         met.setdefault(prompt, number)
