@@ -134,10 +134,11 @@ class Follower:
 
     async def _converge(self) -> None:
         """One step towards serving what is in service; leaves everything as it is if that cannot be done now."""
+        self._router.kept = frozenset(self._kept())  # first: what is out from here on takes no new streams
         if self._router.canary is not None and self._router.canary.name != self.releases.canary:
             left = self._router.canary.name
             log.info("%s is no longer the canary", left, extra=self._told(left, "canary withdrawn"))
-            self._router.canary = None  # first: its place may be needed
+            self._router.canary = None  # before anything is loaded: its place may be needed
         for wanted in self._wanted():
             if await self._serve(wanted):
                 break

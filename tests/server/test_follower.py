@@ -1,0 +1,152 @@
+"""The follower alone: a log, a store and a router, and an engine that only says what it has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from plaudit.artifacts import PolicyStore
+from plaudit.events import POLICIES, Record, open_log
+from plaudit.v1.events_pb2 import PolicyEvent
+from plaudit.v1.policy_pb2 import PolicyState
+from plaudit_server import follower
+from plaudit_server.engine import Engine, Generation, PolicyVersion, Tokens
+from plaudit_server.follower import Follower
+from plaudit_server.metrics import ServerMetrics
+from plaudit_server.refusal import Refusal
+from plaudit_server.router import Router
+
+MODEL = "0" * 64
+WEIGHTS = "adapter_model.safetensors"
+STABLE, ROLLED_BACK = PolicyState.POLICY_STATE_STABLE, PolicyState.POLICY_STATE_ROLLED_BACK
+
+
+class Loads(Engine):
+    """Takes whatever has its files."""
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, PolicyVersion] = {}
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+    def generate(self, generation: Generation) -> AsyncGenerator[Tokens, None]:
+        raise NotImplementedError
+
+    async def load(self, version: PolicyVersion) -> None:
+        assert version.adapter is not None
+        assert (version.adapter / WEIGHTS).read_bytes() == version.name.encode()
+        self.loaded[version.name] = version
+
+    async def unload(self, version: PolicyVersion) -> None:
+        del self.loaded[version.name]
+
+    @property
+    def healthy(self) -> bool:
+        return True
+
+    @property
+    def running(self) -> int:
+        return 0
+
+
+class Scene:
+    """What one server's follower sees, in a directory of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.store = PolicyStore(str(root / "store"))
+        self.copies = root / "server" / "versions"
+        self.log = open_log(f"sqlite:{root / 'events.sqlite'}")
+        self.engine = Loads()
+        self.router = Router(PolicyVersion("v0", None))
+        self.follower: Follower
+
+    def publish(self, *versions: str, spoilt: bool = False) -> None:
+        """Stored, and announced as stable one after the other."""
+        for version in versions:
+            adapter = self.root / f"made-{version}"
+            adapter.mkdir()
+            (adapter / WEIGHTS).write_text(version)
+            (adapter / "adapter_config.json").write_text("{}")
+            self.store.publish(
+                version, adapter, parent="v0", base_model_sha256=MODEL, window={}, metrics={}, created_by="test"
+            )
+            if spoilt:
+                (self.root / "store" / version / WEIGHTS).write_text("not what was published")
+            self.say(version, STABLE)
+
+    def say(self, version: str, state: PolicyState.ValueType) -> None:
+        event = PolicyEvent(schema_version=1, version=version, state=state, actor="test")
+        self.log.append([Record(POLICIES, version, event.SerializeToString())])
+
+    @asynccontextmanager
+    async def following(self, max_versions: int = 4) -> AsyncIterator[None]:
+        """A follower that has caught up, as a server has that begins to take requests."""
+        self.follower = Follower(
+            self.log,
+            self.store,
+            self.engine,
+            self.router,
+            ServerMetrics(CollectorRegistry()),
+            copies=self.copies,
+            base_model_sha256=MODEL,
+            max_versions=max_versions,
+        )
+        running = asyncio.create_task(self.follower.run())
+        try:
+            await asyncio.wait_for(self.follower.caught_up.wait(), 20)
+            yield
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    async def turns(self) -> None:
+        """The follower has read what is in the log, acted upon it and tidied up."""
+        for _ in range(3):  # one that may be under way, one that reads it, one that begins when that has tidied up
+            await asyncio.wait_for(self.follower.moved(), 20)
+
+
+@pytest.fixture
+async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
+    monkeypatch.setattr(follower, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(follower, "_RETRY_SECONDS", 0.02)
+    scene = Scene(tmp_path)
+    yield scene
+    scene.log.close()
+
+
+async def test_a_version_that_was_rolled_back_cannot_be_kept_by_asking_for_it(scene: Scene) -> None:
+    scene.publish("v1", "v2")
+    async with scene.following(max_versions=2):
+        await scene.turns()
+        with scene.router.pin("v1", ""), scene.router.pin("v2", "") as running:
+            scene.say("v2", ROLLED_BACK)
+            await scene.turns()
+            with pytest.raises(Refusal, match="'v2' is not served here"), scene.router.pin("v2", ""):
+                pass
+            assert running.name in scene.engine.loaded, "its streams run on"
+            scene.publish("v3")
+            await scene.turns()
+            assert "v3" in scene.follower.failures, "no room yet"
+        await scene.turns()
+        assert scene.router.serving.name == "v3"
+        assert set(scene.engine.loaded) == {"v1", "v3"}
+
+
+async def test_what_a_roll_back_returns_to_can_be_asked_for(scene: Scene) -> None:
+    scene.publish("v1", "v2", "v3")
+    async with scene.following():
+        await scene.turns()
+        with scene.router.pin("v2", "") as version:
+            assert version.name == "v2"
+        with pytest.raises(Refusal, match=r"give one of v0, v3, v2$"), scene.router.pin("v1", ""):
+            pass
