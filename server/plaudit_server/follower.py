@@ -2,7 +2,8 @@
 
     event log ──▶ Releases (fold) ─┬▶ stable? ──▶ fetch + verify ──▶ engine.load ──▶ router.serving
                                    │    │ not the one served            │ refused: say so, serve on what is served
-                                   │    └───────────────────────────────┘ and try again later
+                                   │    └───────────────────────────────┘ (rather than v0 on what was promoted before),
+                                   │                                      and try again later
                                    └▶ canary? ──▶ the same ──▶ router.canary, or none: the stable one is served
 
 New requests get the new version only once it is loaded; requests in flight stay with theirs, and a version is unloaded
@@ -63,7 +64,8 @@ class Follower:
     ) -> None:
         self.releases = Releases()
         self.caught_up = asyncio.Event()
-        """Set once everything announced so far was read and the stable version (or an older one) is served."""
+        """Set once everything announced so far was read and the stable version is served; or the newest promoted one
+        that can be loaded; or the base model, if none can be, as where the store is away."""
         self.failures: dict[str, str] = {}
         """Why a version could not be served here, in words."""
         self._tail = Tail(event_log, POLICIES)
@@ -142,6 +144,9 @@ class Follower:
         for wanted in self._wanted():
             if await self._serve(wanted):
                 break
+        else:
+            if self._router.serving.name == BASE:  # a server that has just started, for instance
+                await self._serve_older()
         await self._try_canary()
 
     async def _tidy(self) -> None:
@@ -158,6 +163,16 @@ class Follower:
         if served is not None and served.state == PolicyState.POLICY_STATE_ROLLED_BACK:
             return self.releases.promoted()[::-1]
         return [self.releases.stable]
+
+    async def _serve_older(self) -> None:
+        """Rather than the base model the newest version that was promoted before the stable one and can be loaded."""
+        try:
+            stored = await asyncio.to_thread(self._store.versions)
+        except ArtifactError:  # away: to try each of them would take as many times as long, and who starts waits for it
+            return
+        for older in self.releases.promoted()[-2::-1]:
+            if older in [BASE, *stored] and await self._serve(older):
+                break
 
     async def _serve(self, name: str) -> bool:
         """Give new requests this version; False if it cannot be loaded now."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from plaudit.artifacts import PolicyStore
+from plaudit.artifacts import ArtifactError, PolicyStore
 from plaudit.events import POLICIES, Record, open_log
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import PolicyState
@@ -150,3 +150,46 @@ async def test_what_a_roll_back_returns_to_can_be_asked_for(scene: Scene) -> Non
             assert version.name == "v2"
         with pytest.raises(Refusal, match=r"give one of v0, v3, v2$"), scene.router.pin("v1", ""):
             pass
+
+
+async def test_who_starts_while_the_stable_version_is_spoilt_serves_the_newest_that_can_be_loaded(scene: Scene) -> None:
+    scene.publish("v1", "v2")
+    scene.publish("v3", "v4", spoilt=True)
+    async with scene.following():
+        assert scene.router.serving.name == "v2", "by the time that it takes its first request"
+        assert set(scene.follower.failures) == {"v3", "v4"}
+        (scene.root / "store" / "v4" / WEIGHTS).write_text("v4")  # the upload is repeated
+        async with asyncio.timeout(20):
+            while scene.router.serving.name != "v4":
+                await scene.follower.moved()
+
+
+async def test_a_base_model_that_was_promoted_later_is_not_passed_over_for_an_older_version(scene: Scene) -> None:
+    scene.publish("v1")
+    scene.say("v0", STABLE)
+    scene.publish("v2", spoilt=True)
+    async with scene.following():
+        assert scene.router.serving.name == "v0"
+
+
+async def test_who_starts_while_the_store_is_away_serves_the_base_model_and_asks_once(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.publish("v1", "v2", "v3")
+    asked = []
+
+    def away(_: PolicyStore, version: str = "versions") -> None:
+        asked.append(version)
+        raise ArtifactError("the store is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PolicyStore, "manifest", away)
+        patch.setattr(PolicyStore, "versions", away)
+        async with scene.following():
+            assert scene.router.serving.name == "v0"
+            assert asked[:2] == ["v3", "versions"]
+            assert "v1" not in asked
+            patch.undo()
+            async with asyncio.timeout(20):
+                while scene.router.serving.name != "v3":
+                    await scene.follower.moved()
