@@ -76,6 +76,7 @@ class Follower:
         self._copies = copies
         self._base_model_sha256 = base_model_sha256
         self._max_versions = max_versions
+        self._copies_left = True  # of versions that nothing needs; at first those of the process before
         self._retry_at: dict[str, float] = {}
         self._moved = asyncio.Condition()
         self._followed = 0  # the offset up to which everything was not only read but acted upon
@@ -150,12 +151,18 @@ class Follower:
         await self._try_canary()
 
     async def _tidy(self) -> None:
-        """Load what a roll-back would need, which is to take effect within seconds, and unload what nothing needs."""
+        """Load what a roll-back would need, which is to take effect within seconds, and unload what nothing needs.
+
+        Its copy goes, too: copies share their disk with the outbox.
+        """
         kept = self._kept()
         if self.releases.previous in kept and self.releases.previous not in self._router.loaded:
             await self._load(self.releases.previous)
         while unused := self._router.unused(keep=set(kept)):
             await self._unload(unused[0])
+        if self._copies_left:  # last: nothing is being fetched or loaded now
+            self._copies_left = False
+            await asyncio.to_thread(self._store.forget_others, self._copies, {*kept, *self._router.loaded})
 
     def _wanted(self) -> list[str]:
         """The stable version; and if what is served was rolled back, what else was promoted, the last one first."""
@@ -260,3 +267,4 @@ class Follower:
             await self._engine.unload(version)
         except EngineError as error:
             log.warning("%s could not be unloaded: %s", version.name, error)
+        self._copies_left = True

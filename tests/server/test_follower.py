@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -87,6 +89,9 @@ class Scene:
     def say(self, version: str, state: PolicyState.ValueType) -> None:
         event = PolicyEvent(schema_version=1, version=version, state=state, actor="test")
         self.log.append([Record(POLICIES, version, event.SerializeToString())])
+
+    def copied(self) -> set[str]:
+        return {copy.name for copy in self.copies.iterdir()}
 
     @asynccontextmanager
     async def following(self, max_versions: int = 4) -> AsyncIterator[None]:
@@ -193,3 +198,41 @@ async def test_who_starts_while_the_store_is_away_serves_the_base_model_and_asks
             async with asyncio.timeout(20):
                 while scene.router.serving.name != "v3":
                     await scene.follower.moved()
+
+
+async def test_copies_go_with_their_versions(scene: Scene) -> None:
+    scene.publish("v1", "v2")
+    for name in (".v9-left-by-a-kill", "v8", "v2"):  # the last one is there, and spoilt: it is fetched again
+        (scene.copies / name).mkdir(parents=True)
+        (scene.copies / name / WEIGHTS).write_text("half of it")
+    async with scene.following():
+        await scene.turns()
+        assert scene.copied() == {"v1", "v2"}
+        with scene.router.pin("v1", ""):
+            scene.publish("v3", "v4")
+            await scene.turns()
+            assert scene.copied() == {"v1", "v3", "v4"}, "a stream of v1 still runs"
+        await scene.turns()
+        assert scene.copied() == {"v3", "v4"}
+        scene.say("v4", ROLLED_BACK)
+        await scene.turns()
+        assert scene.copied() == set(scene.engine.loaded) == {"v2", "v3"}, "what was removed is fetched again"
+
+
+async def test_a_copy_that_cannot_be_removed_takes_nobody_down(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    rmdir = os.rmdir
+
+    def refuse(path: str | Path, **options: Any) -> None:
+        if Path(path).name == "v8":
+            raise PermissionError
+        rmdir(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", refuse)
+    (scene.copies / "v8").mkdir(parents=True)
+    async with scene.following():
+        scene.publish("v1")
+        await scene.turns()
+        scene.publish("v2")
+        await scene.turns()
+        assert scene.router.serving.name == "v2"
+        assert "v8" in scene.copied()
