@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,9 +37,7 @@ class Versions:
 
     def forget_others(self, *versions: str) -> None:
         """Remove the copies of all versions but these, and what a kill left of a copy."""
-        for copy in self.copies.glob("*"):
-            if copy.name not in versions:
-                shutil.rmtree(copy, ignore_errors=True)
+        self.policies.forget_others(self.copies, versions)
 
     def _adapter(self, version: str) -> Path | None:
         """A version's weights, verified as servers verify them; None for the base model."""

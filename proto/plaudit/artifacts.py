@@ -16,6 +16,8 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Collection
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -178,6 +180,18 @@ class PolicyStore:
         except self._errors as error:
             raise ArtifactError(f"version {version}: cannot be fetched: {error}") from error
         return target, manifest
+
+    def forget_others(self, copies: Path, keep: Collection[str]) -> None:
+        """Remove the copies of all versions but those in `keep`, and what a kill left of a copy.
+
+        Not while one is being fetched. What cannot be removed stays, and where `copies` is the store itself, all does.
+        """
+        if self._local and copies.resolve() == Path(self._root).resolve():
+            return
+        with suppress(OSError):  # a directory that cannot be listed
+            for copy in copies.glob("*"):
+                if copy.name not in keep:
+                    shutil.rmtree(copy, ignore_errors=True)
 
     def _path(self, *parts: str) -> str:
         return "/".join((self._root, *parts))

@@ -2,7 +2,8 @@
 
     event log ──▶ Releases (fold) ─┬▶ stable? ──▶ fetch + verify ──▶ engine.load ──▶ router.serving
                                    │    │ not the one served            │ refused: say so, serve on what is served
-                                   │    └───────────────────────────────┘ and try again later
+                                   │    └───────────────────────────────┘ (rather than v0 on what was promoted before),
+                                   │                                      and try again later
                                    └▶ canary? ──▶ the same ──▶ router.canary, or none: the stable one is served
 
 New requests get the new version only once it is loaded; requests in flight stay with theirs, and a version is unloaded
@@ -63,7 +64,8 @@ class Follower:
     ) -> None:
         self.releases = Releases()
         self.caught_up = asyncio.Event()
-        """Set once everything announced so far was read and the stable version (or an older one) is served."""
+        """Set once everything announced so far was read and the stable version is served; or the newest promoted one
+        that can be loaded; or the base model, if none can be, as where the store is away."""
         self.failures: dict[str, str] = {}
         """Why a version could not be served here, in words."""
         self._tail = Tail(event_log, POLICIES)
@@ -74,6 +76,7 @@ class Follower:
         self._copies = copies
         self._base_model_sha256 = base_model_sha256
         self._max_versions = max_versions
+        self._copies_left = True  # of versions that nothing needs; at first those of the process before
         self._retry_at: dict[str, float] = {}
         self._moved = asyncio.Condition()
         self._followed = 0  # the offset up to which everything was not only read but acted upon
@@ -134,22 +137,32 @@ class Follower:
 
     async def _converge(self) -> None:
         """One step towards serving what is in service; leaves everything as it is if that cannot be done now."""
+        self._router.kept = frozenset(self._kept())  # first: what is out from here on takes no new streams
         if self._router.canary is not None and self._router.canary.name != self.releases.canary:
             left = self._router.canary.name
             log.info("%s is no longer the canary", left, extra=self._told(left, "canary withdrawn"))
-            self._router.canary = None  # first: its place may be needed
+            self._router.canary = None  # before anything is loaded: its place may be needed
         for wanted in self._wanted():
             if await self._serve(wanted):
                 break
+        else:
+            if self._router.serving.name == BASE:  # a server that has just started, for instance
+                await self._serve_older()
         await self._try_canary()
 
     async def _tidy(self) -> None:
-        """Load what a roll-back would need, which is to take effect within seconds, and unload what nothing needs."""
+        """Load what a roll-back would need, which is to take effect within seconds, and unload what nothing needs.
+
+        Its copy goes, too: copies share their disk with the outbox.
+        """
         kept = self._kept()
         if self.releases.previous in kept and self.releases.previous not in self._router.loaded:
             await self._load(self.releases.previous)
         while unused := self._router.unused(keep=set(kept)):
             await self._unload(unused[0])
+        if self._copies_left:  # last: nothing is being fetched or loaded now
+            self._copies_left = False
+            await asyncio.to_thread(self._store.forget_others, self._copies, {*kept, *self._router.loaded})
 
     def _wanted(self) -> list[str]:
         """The stable version; and if what is served was rolled back, what else was promoted, the last one first."""
@@ -157,6 +170,16 @@ class Follower:
         if served is not None and served.state == PolicyState.POLICY_STATE_ROLLED_BACK:
             return self.releases.promoted()[::-1]
         return [self.releases.stable]
+
+    async def _serve_older(self) -> None:
+        """Rather than the base model the newest version that was promoted before the stable one and can be loaded."""
+        try:
+            stored = await asyncio.to_thread(self._store.versions)
+        except ArtifactError:  # away: to try each of them would take as many times as long, and who starts waits for it
+            return
+        for older in self.releases.promoted()[-2::-1]:
+            if older in [BASE, *stored] and await self._serve(older):
+                break
 
     async def _serve(self, name: str) -> bool:
         """Give new requests this version; False if it cannot be loaded now."""
@@ -244,3 +267,4 @@ class Follower:
             await self._engine.unload(version)
         except EngineError as error:
             log.warning("%s could not be unloaded: %s", version.name, error)
+        self._copies_left = True

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
 
 from plaudit import logs, tracing
 from plaudit.events import POLICIES, EventLog, EventLogUnavailable, Record
-from plaudit.releases import CANARY_METRICS, word
+from plaudit.releases import CANARY_METRICS, number, word
 from plaudit.v1 import policy_pb2_grpc
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import (
@@ -39,6 +40,8 @@ from plaudit_server.watchers import stopping, watchers
 log = logging.getLogger(__name__)
 
 _FOLLOW_SECONDS = 20.0  # less than the SDK waits, so that its user is told more than that time is over
+_QUOTED = 10  # versions in a message: it goes into trailers, and gRPC refuses those that are long
+_QUOTED_CHARS = 100  # of what is said of each
 
 
 class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
@@ -87,9 +90,10 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         self._known(version)
         await self._step(version, PolicyState.POLICY_STATE_ROLLED_BACK, request.reason)
         if self._router.serving.name == version:
+            failures = self._follower.failures
+            why = _newest([f"{name}: {failures[name][:_QUOTED_CHARS]}" for name in sorted(failures, key=number)])
             raise Refusal(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"announced, but this server can load nothing else: {self._follower.failures}",
+                grpc.StatusCode.FAILED_PRECONDITION, f"announced, but this server can load nothing else: {why}"
             )
         return RollbackPolicyResponse(policy=self._known(version), serving_version=self._router.serving.name)
 
@@ -145,7 +149,7 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
             raise invalid("version", "is missing; give a version, e.g. v1")
         policy = self._follower.releases.policy(version)
         if policy is None:
-            known = ", ".join(self._follower.releases.versions())
+            known = _newest(self._follower.releases.versions())
             raise Refusal(
                 grpc.StatusCode.NOT_FOUND, f"there is no {version[:32]!r}; there are {known}", field="version"
             )
@@ -190,3 +194,9 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
                 f"{version} is announced as {word(state)} to all servers, but not followed here within "
                 f"{_FOLLOW_SECONDS:g} s",
             ) from None
+
+
+def _newest(said: Sequence[str]) -> str:
+    """What is said of the newest versions, oldest first as given, and how many more there are."""
+    older = len(said) - _QUOTED
+    return ", ".join(said[-_QUOTED:]) + (f" … and {older:,} older" if older > 0 else "")

@@ -1,8 +1,11 @@
 """Which version a request gets, decided once, at admission (invariant 4).
 
-    asked for by name ───────────────────────────────▶ that version
+    asked for by name ───────────────────────────────▶ that version, if it is offered
     else   draw(canary, conversation) < share ───────▶ the canary
            else ─────────────────────────────────────▶ the stable version
+
+Offered are the base model, what is in service, and what is kept for a roll-back. A version that is loaded beyond these
+ends its streams and takes no new ones: who goes on asking for it by name would keep it, and its place, for ever.
 
 The draw is a hash: of one conversation the same on every server and after any restart, and a larger share only adds
 conversations to those that had the canary before. The version's name is in it, so that it is not always the same
@@ -18,6 +21,7 @@ from contextlib import contextmanager
 
 import grpc
 
+from plaudit.releases import BASE
 from plaudit_server.engine import PolicyVersion
 from plaudit_server.refusal import Refusal
 
@@ -38,7 +42,9 @@ class Router:
         """What a share of conversations gets; None: nothing is on trial, or it cannot be loaded here."""
         self.share = 0.0
         self.loaded = {base.name: base}
-        """What a request can be pinned to, by name."""
+        """By name. What is not offered has streams that still run, or is about to be unloaded."""
+        self.kept: frozenset[str] = frozenset()
+        """What is offered beside the base and what is in service, once it is loaded."""
         self._streams: Counter[str] = Counter()
 
     @contextmanager
@@ -46,13 +52,13 @@ class Router:
         """The version of one request, held until the request ends; `requested` may be empty.
 
         conversation: what is to stay with one version, in a word of its own.
-        Raises Refusal NOT_FOUND if `requested` is not loaded here.
+        Raises Refusal NOT_FOUND if `requested` is not offered here.
         """
-        version = self.loaded.get(requested) if requested else self._choose(conversation)
+        version = self._offered().get(requested) if requested else self._choose(conversation)
         if version is None:
             raise Refusal(
                 grpc.StatusCode.NOT_FOUND,
-                f"{requested[:32]!r} is not served here; leave it empty, or give one of {', '.join(self.loaded)}",
+                f"{requested[:32]!r} is not served here; leave it empty, or give one of {', '.join(self._offered())}",
                 field="policy_version",
             )
         self._streams[version.name] += 1
@@ -68,9 +74,13 @@ class Router:
 
     def unused(self, keep: set[str]) -> list[PolicyVersion]:
         """Loaded versions with no stream, neither in service nor to be kept nor the base; they can be unloaded."""
-        in_service = {self.serving.name, self.canary.name if self.canary else ""}
-        return [
-            version
-            for name, version in self.loaded.items()
-            if version.adapter is not None and name not in keep | in_service and not self._streams[name]
-        ]
+        stay = keep | self._in_service()
+        return [version for name, version in self.loaded.items() if name not in stay and not self._streams[name]]
+
+    def _offered(self) -> dict[str, PolicyVersion]:
+        named = self.kept | self._in_service()
+        return {name: version for name, version in self.loaded.items() if name in named}
+
+    def _in_service(self) -> set[str]:
+        """The base is always among them: it is what is left when nothing else can be loaded."""
+        return {BASE, self.serving.name, self.canary.name if self.canary else BASE}

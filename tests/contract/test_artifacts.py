@@ -136,3 +136,18 @@ def test_a_spoilt_copy_is_fetched_again(local: PolicyStore, tmp_path: Path) -> N
     (copy / "adapter_model.safetensors").write_bytes(b"spoilt")
     copy, _ = local.fetch("v1", tmp_path / "copies", base_model_sha256=BASE)
     assert (copy / "adapter_model.safetensors").read_bytes() == b"weights of v1"
+
+
+def test_copies_are_removed_and_a_store_never_is(local: PolicyStore, tmp_path: Path) -> None:
+    publish(local, tmp_path, "v1")
+    publish(local, tmp_path, "v2")
+    copies = tmp_path / "copies"
+    local.forget_others(copies, {"v1"})  # nothing was fetched yet
+    for version in local.versions():
+        local.fetch(version, copies, base_model_sha256=BASE)
+    (copies / ".v3-left-by-a-kill").mkdir()
+    local.forget_others(copies, {"v1"})
+    assert [copy.name for copy in copies.iterdir()] == ["v1"]
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    local.forget_others(tmp_path / "link", {"v1"})
+    assert local.versions() == ["v1", "v2"]

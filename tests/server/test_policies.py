@@ -11,9 +11,12 @@ import pytest
 from google.rpc.error_details_pb2 import BadRequest
 from grpc_status import rpc_status
 
+from plaudit.events import POLICIES, Record, open_log
 from plaudit.v1 import policy_pb2_grpc
+from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import GetPolicyRequest, PolicyState, PromotePolicyRequest, RollbackPolicyRequest
 from plaudit_client import AsyncClient, FailedPrecondition, FinishReason, InvalidRequest, NotFound
+from plaudit_server.policies import PolicyService
 from tests.fixtures_server import Deployment, until_known, until_serving
 
 GREEDY = {"temperature": 0.0, "max_tokens": 24}
@@ -237,3 +240,28 @@ async def test_a_full_disk_refuses_a_version_and_takes_nobody_down(client: Async
     reply = client.chat("hello", max_tokens=2)
     await reply.read()
     assert reply.policy_version == "v0"
+
+
+async def test_a_refusal_reaches_its_caller_however_many_versions_there_are(deployment: Deployment) -> None:
+    rejected = PolicyState.POLICY_STATE_REJECTED
+    events = [PolicyEvent(schema_version=1, version=f"v{number}", state=rejected) for number in range(1, 1001)]
+    with open_log(deployment.event_log) as log:
+        log.append([Record(POLICIES, event.version, event.SerializeToString()) for event in events])
+    async with deployment.client() as client:
+        with pytest.raises(NotFound, match=r"there is no 'v5000'; there are v991, v992, .*, v1000 … and 991 older$"):
+            await client.get_policy("v5000")
+
+
+async def test_who_rolls_back_where_nothing_else_can_be_loaded_is_told_of_the_newest(
+    client: AsyncClient, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment.publish("v1", seed=1)
+    await until_serving(client, "v1")
+
+    async def announced(service: PolicyService, *_: object, **__: object) -> None:
+        """But v1 is still served, as when somebody has promoted it again by now."""
+        service._follower.failures.update({f"v{number}": "said at length, " * 100 for number in range(2, 1001)})
+
+    monkeypatch.setattr(PolicyService, "_step", announced)
+    with pytest.raises(FailedPrecondition, match=r"nothing else: v991: said .*, v1000: said .* … and 989 older$"):
+        await client.rollback_policy("v1")

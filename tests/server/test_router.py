@@ -86,3 +86,20 @@ def test_the_canary_is_in_use_until_it_is_withdrawn_and_its_last_stream_has_ende
         assert chosen(both, "ann") == "v1"
     assert [version.name for version in both.unused(keep=set())] == ["v2"]
     assert both.unused(keep={"v2"}) == []
+
+
+def test_what_is_not_offered_ends_its_streams_and_takes_no_new_ones() -> None:
+    both = router(1.0)
+    both.kept = frozenset({"v2"})
+    with both.pin("v2", "ann") as running:
+        both.canary, both.kept = None, frozenset()  # rolled back
+        with pytest.raises(
+            Refusal, match=r"'v2' is not served here; leave it empty, or give one of v0, v1$"
+        ) as refused:
+            chosen(both, "ann", "v2")
+        assert refused.value.code == grpc.StatusCode.NOT_FOUND
+        assert running.name == "v2"
+        assert both.unused(keep=set()) == []
+    assert [version.name for version in both.unused(keep=set())] == ["v2"]
+    both.kept = frozenset({"v2"})  # what a roll-back would return to is offered, though it is not in service
+    assert chosen(both, "ann", "v2") == "v2"
