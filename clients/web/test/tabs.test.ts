@@ -149,6 +149,21 @@ test("a reply is stopped from another tab", async () => {
   expect(one.running.size).toBe(0);
 });
 
+test("a conversation whose reply streams in another tab is deleted for good", async () => {
+  const { one, other, id, name, stored } = await twoTabs();
+  other.stop(id);
+  other.forget(id);
+  one.hear(`stop.${id}`);
+  await vi.advanceTimersByTimeAsync(1000);
+  other.hear(name);
+  one.hear(`forget.${id}`);
+  one.hear(name);
+  await vi.advanceTimersByTimeAsync(1000);
+  other.hear(name);
+  expect([one.conversation(id), other.conversation(id), stored()]).toEqual([undefined, undefined, null]);
+  expect(one.running.size).toBe(0);
+});
+
 test("a tab that goes ends its reply for the others", async () => {
   const { one, other, id, name, stored } = await twoTabs();
   one.leave();

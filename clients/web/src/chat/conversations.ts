@@ -6,6 +6,7 @@ import { type Conversation, revived, streamingReply, withLastTurn } from "./mode
 
 const PREFIX = "conversation.";
 const STOP = "stop.";
+const FORGET = "forget.";
 const SAVE_EVERY = 400; // milliseconds, while a reply streams
 
 /** The conversations whose reply streams in this tab. Another tab's streams there, and is only shown here. */
@@ -35,11 +36,19 @@ export function update(id: string, change: (before: Conversation) => Conversatio
   if (before) put(change(before));
 }
 
+/** Delete it, in all tabs: one in which its reply streams would keep it again. */
 export function forget(id: string): void {
+  save(FORGET + id, "");
+  remove(FORGET + id);
+  drop(id);
+}
+
+function drop(id: string): void {
   const rest = new Map(all.value);
   rest.delete(id);
   all.value = rest;
-  unsaved.delete(id);
+  unsaved.delete(id); // first: what ends its reply finds nothing to change
+  running.get(id)?.abort();
   remove(PREFIX + id);
 }
 
@@ -82,6 +91,7 @@ export function startConversations(): void {
   addEventListener("pagehide", leave);
   onOtherTab((name) => {
     if (name.startsWith(STOP)) running.get(name.slice(STOP.length))?.abort();
+    if (name.startsWith(FORGET)) drop(name.slice(FORGET.length));
     if (!name.startsWith(PREFIX)) return;
     const id = name.slice(PREFIX.length);
     if (running.has(id)) return; // this tab knows better
