@@ -103,7 +103,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, started: asyncio.F
                 credentials=_credentials(settings),
                 api_key="",
                 # Another server may take what one refuses; waiting for the same one is the caller's to decide.
-                max_retries=settings.server.count(","),
+                max_retries=settings.server.count(",") if settings.retries is None else settings.retries,
                 keep_feedback=0,
             )
         )

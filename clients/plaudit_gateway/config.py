@@ -21,6 +21,9 @@ class GatewaySettings(ProgramSettings):
     """Where HTTP is served, HOST:PORT; port 0: any free one (it is printed)."""
     server: str = "127.0.0.1:50051"
     """The servers' public address, HOST:PORT; several of them with commas between."""
+    retries: Annotated[int | None, Field(ge=0)] = None
+    """How often a call that a server refuses, or that reaches none, is made again; default: as often as there are other
+    addresses in --server. Where one address is several servers' name, say 2: the next one is another's turn."""
     control: str | None = None
     """A server's control address, HOST:PORT: for the list of versions and for the loop; without it there is neither."""
     aspects: list[str] = Field(default=[*ASPECTS], min_length=1)

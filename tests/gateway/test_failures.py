@@ -53,6 +53,15 @@ async def test_each_code(
     assert (caught.value.status_code, caught.value.code) == (status, named)
 
 
+async def test_where_one_name_is_several_servers_the_next_one_is_asked(script: Script) -> None:
+    async with serving(script) as address, gateway(Addresses(address, address), retries=1) as url:
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="k" * 8, max_retries=0) as client:
+            script.failures.append(Failure(grpc.StatusCode.UNAVAILABLE, retry_after=0.01))
+            answer = await client.chat.completions.create(model="plaudit", messages=HELLO)
+    assert answer.choices[0].message.content == "HELLO "
+    assert len(script.chats) == 2
+
+
 @pytest.mark.parametrize(
     ("code", "raised"),
     [

@@ -40,6 +40,7 @@ _OF_THE_CHART = frozenset(
         "receipt_keys",
         "drain_seconds",
         "server",
+        "retries",
         "control",
         "server_tls",
         "server_ca",
