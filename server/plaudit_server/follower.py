@@ -18,13 +18,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from plaudit import logs, tracing
-from plaudit.artifacts import ArtifactError, PolicyStore
+from plaudit.artifacts import ArtifactError, Manifest, PolicyStore
 from plaudit.events import POLICIES, EventLog, EventLogUnavailable
 from plaudit.events.tail import Tail
 from plaudit.releases import BASE, Releases
+from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import PolicyState
 from plaudit_server.engine import Engine, EngineError, PolicyVersion
 from plaudit_server.metrics import ServerMetrics
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0  # between two looks at what the log says nothing of: streams that ended, loads that failed
 _RETRY_SECONDS = 2.0
+_FETCH_SECONDS = 5.0
 
 
 class NoRoom(Exception):
@@ -77,6 +80,7 @@ class Follower:
         self._base_model_sha256 = base_model_sha256
         self._max_versions = max_versions
         self._copies_left = True  # of versions that nothing needs; at first those of the process before
+        self._fetching: dict[str, asyncio.Task[tuple[Path, Manifest]]] = {}
         self._retry_at: dict[str, float] = {}
         self._moved = asyncio.Condition()
         self._followed = 0  # the offset up to which everything was not only read but acted upon
@@ -160,7 +164,7 @@ class Follower:
             await self._load(self.releases.previous)
         while unused := self._router.unused(keep=set(kept)):
             await self._unload(unused[0])
-        if self._copies_left:  # last: nothing is being fetched or loaded now
+        if self._copies_left and not self._fetching:  # last: nothing is being loaded now
             self._copies_left = False
             await asyncio.to_thread(self._store.forget_others, self._copies, {*kept, *self._router.loaded})
 
@@ -219,14 +223,7 @@ class Follower:
         span.link(event.traceparent if event else "")  # to the round that made it, or to who promoted it by hand
         try:
             await self._make_room(name)
-            path, _ = await asyncio.to_thread(
-                self._store.fetch,
-                name,
-                self._copies,
-                base_model_sha256=self._base_model_sha256,
-                manifest_sha256=event.manifest_sha256 if event else None,
-            )
-            version = PolicyVersion(name=name, adapter=path)
+            version = PolicyVersion(name=name, adapter=await self._fetched(name, event))
             await self._engine.load(version)
         except (ArtifactError, EngineError, NoRoom) as error:
             if self.failures.get(name) != str(error):  # once for each reason, not at every attempt
@@ -243,6 +240,27 @@ class Follower:
         self._metrics.load(name)
         self.failures.pop(name, None)
         return True
+
+    async def _fetched(self, name: str, event: PolicyEvent | None) -> Path:
+        """The copy of a version. Raises ArtifactError, also if the store takes its time: it is waited for meanwhile.
+
+        A store that hangs must hold up nothing else, least of all a roll-back. Only a server that has just started has
+        nothing better to do.
+        """
+        if name not in self._fetching:
+            fetch = partial(
+                self._store.fetch,
+                name,
+                self._copies,
+                base_model_sha256=self._base_model_sha256,
+                manifest_sha256=event.manifest_sha256 if event else None,
+            )
+            self._fetching[name] = asyncio.create_task(asyncio.to_thread(fetch))
+        await asyncio.wait({self._fetching[name]}, timeout=_FETCH_SECONDS if self.caught_up.is_set() else None)
+        if not self._fetching[name].done():
+            raise ArtifactError(f"version {name}: the policy store has not sent it yet; it is waited for")
+        path, _ = self._fetching.pop(name).result()
+        return path
 
     def _told(self, name: str, step: str) -> dict[str, Mapping[str, object]]:
         """What a line about a version has beside its words: the trace of the round, or of the call, that it came of."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -236,3 +237,34 @@ async def test_a_copy_that_cannot_be_removed_takes_nobody_down(scene: Scene, mon
         await scene.turns()
         assert scene.router.serving.name == "v2"
         assert "v8" in scene.copied()
+
+
+async def test_a_store_that_hangs_holds_up_no_roll_back(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follower, "_FETCH_SECONDS", 0.02)
+    scene.publish("v1", "v2")
+    hangs, fetch = threading.Event(), scene.store.fetch
+
+    def slow(version: str, *arguments: Any, **options: Any) -> Any:
+        if version == "v3":
+            hangs.wait(60)
+        return fetch(version, *arguments, **options)
+
+    monkeypatch.setattr(scene.store, "fetch", slow)
+    async with scene.following():
+        await scene.turns()
+        try:
+            scene.publish("v3")
+            await scene.turns()
+            assert scene.router.serving.name == "v2"
+            assert "has not sent it yet" in scene.follower.failures["v3"]
+            scene.say("v3", ROLLED_BACK)
+            scene.say("v2", ROLLED_BACK)
+            await scene.turns()
+            assert scene.router.serving.name == "v1"
+            scene.say("v3", STABLE)
+        finally:
+            hangs.set()
+        async with asyncio.timeout(20):
+            while scene.router.serving.name != "v3":
+                await scene.turns()
+        assert "v3" not in scene.follower.failures
