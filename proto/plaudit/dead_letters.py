@@ -11,8 +11,8 @@ event log never took stood nowhere: it is named by chance.
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -69,8 +69,12 @@ def name(letter: DeadLetter) -> Name:
 
 
 def nowhere(record: Record) -> Entry:
-    """A record that the event log never took, as if it stood in it, at a place where no other ever stands."""
-    return Entry(record.topic, _NOWHERE, secrets.randbits(63), record.key, record.value, time.time())
+    """A record that the event log never took, as if it stood in it, at a place where no other ever stands.
+
+    The place follows from what it holds: the same record, refused again, makes no letter of another name.
+    """
+    digest = hashlib.sha256(b"\0".join([record.topic.encode(), record.key.encode(), record.value])).digest()
+    return Entry(record.topic, _NOWHERE, int.from_bytes(digest[:8]) >> 1, record.key, record.value, time.time())
 
 
 def put(event_log: EventLog, poison: Sequence[tuple[Entry, str]]) -> None:

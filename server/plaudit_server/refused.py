@@ -25,6 +25,7 @@ class Refused:
         self._path = path
         self._metrics = metrics
         self._aside: SqliteLog | None = None  # the file is made when it is needed, which is next to never
+        self._kept: set[int] = set()  # what was put aside; without its letter it comes again, every second
 
     def append(self, record: Record) -> None:
         """Append one record, or put it aside. Raises EventLogUnavailable if neither can be done now."""
@@ -32,10 +33,13 @@ class Refused:
             self._log.append([record])
         except RecordRefused as reason:
             log.error("record %r for %s goes to dead letters: %s", record.key, record.topic, reason)
-            self._aside = self._aside or SqliteLog(self._path)
-            self._aside.append([record])
+            entry = dead_letters.nowhere(record)
+            if entry.offset not in self._kept:
+                self._aside = self._aside or SqliteLog(self._path)
+                self._aside.append([record])
+                self._kept.add(entry.offset)
             told = f"refused by the event log, and kept whole in the server's {self._path.name}: {reason}"
-            dead_letters.put(self._log, [(dead_letters.nowhere(record), told)])
+            dead_letters.put(self._log, [(entry, told)])
             self._metrics.outbox_refused.inc()
 
     def close(self) -> None:

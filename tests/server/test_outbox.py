@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from plaudit.events import (
     EventLog,
     EventLogUnavailable,
     Record,
+    RecordRefused,
     from_beginning,
     kafka,
     open_log,
@@ -34,6 +35,7 @@ from plaudit.v1.feedback_pb2 import Durability
 from plaudit_server.metrics import ServerMetrics
 from plaudit_server.outbox import Outbox
 from plaudit_server.refusal import Refusal
+from plaudit_server.refused import Refused
 
 IN_LOG, IN_OUTBOX = Durability.DURABILITY_EVENT_LOG, Durability.DURABILITY_OUTBOX
 
@@ -201,6 +203,33 @@ async def test_what_kafka_will_never_take_does_not_keep_the_rest_waiting(
     assert "20,000 bytes" in (dead_letters.refusal(letter) or ""), "what is not there cannot be replayed"
     with open_log(f"sqlite:{tmp_path / 'refused.sqlite'}") as aside:
         assert [entry.value for entry in aside.read(from_beginning(aside, FEEDBACK))] == [large.value, other.value]
+
+
+def test_what_is_refused_is_put_aside_once_however_often_its_letter_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_log(f"sqlite:{tmp_path / 'events.sqlite'}") as log:
+        append, away = log.append, [True]
+
+        def picky(records: Sequence[Record]) -> None:
+            if records[0].topic != DEAD_LETTERS:
+                raise RecordRefused("too large")
+            if away[0]:
+                raise EventLogUnavailable("no right to write there")
+            append(records)
+
+        monkeypatch.setattr(log, "append", picky)
+        refused = Refused(log, tmp_path / "refused.sqlite", ServerMetrics(CollectorRegistry()))
+        for _ in range(3):
+            with pytest.raises(EventLogUnavailable):
+                refused.append(record(1))
+        away[0] = False
+        refused.append(record(1))
+        refused.append(record(1))
+        refused.close()
+        assert len({dead_letters.name(letter) for letter in dead_letters.read(log)}) == 1
+    with open_log(f"sqlite:{tmp_path / 'refused.sqlite'}") as aside:
+        assert len(aside.read(from_beginning(aside, FEEDBACK))) == 1
 
 
 async def test_depth_and_age_are_told_at_once_after_a_restart(tmp_path: Path) -> None:
