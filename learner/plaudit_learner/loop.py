@@ -188,7 +188,7 @@ class Learner:
     def _last_round(self) -> tuple[int, int]:
         """(number, votes that stood) of the last round that came to an end, by the policy events; (0, 0) before it."""
         ended = [event.metrics for event in self._events()]
-        return max(((int(metrics["round"]), int(metrics["votes"])) for metrics in ended), default=(0, 0))
+        return max(((int(metrics.get("round", 0)), int(metrics.get("votes", 0))) for metrics in ended), default=(0, 0))
 
     def _events(self) -> list[PolicyEvent]:
         """The last one of each version."""
@@ -197,9 +197,11 @@ class Learner:
 
     def _allowance(self, reference: str) -> float:
         """The largest KL budget that the gate's verdicts on rounds from that reference allow."""
-        rounded = [event for event in self._events() if event.reference == reference and event.metrics["kl_budget"] > 0]
+        ended = [
+            event for event in self._events() if "kl_budget" in event.metrics and (event.reference or BASE) == reference
+        ]
         most = math.inf
-        for event in sorted(rounded, key=lambda event: event.metrics["round"]):
+        for event in sorted(ended, key=lambda event: event.metrics["round"]):
             most = rounds.allowance(most, event.metrics["kl_budget"], strayed=strayed(event.checks))
         return most
 
