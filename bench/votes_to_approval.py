@@ -5,9 +5,10 @@ Held-out prompts are asked in other forms (no instruction begins with a word tha
 and each is another task; what `followup` says last is one of the same three sentences in both.
 
 KTO and supervised tuning may choose from one grid, on the first persona and seed, by the reward model's score of fresh
-replies to the gate's prompts (on which they are trained, too, as they get all votes); what the settings passed over
-come to is asked last, and decides nothing. Ours runs on the learner's defaults, chosen by what another persona's
-rollouts got on training prompts, 40 of which are held out here (docs/decisions/0009, 0014).
+replies to the gate's prompts (on which they are trained, too, as they get all votes). Ours runs on the learner's
+defaults, chosen by what another persona's rollouts got on training prompts, 40 of which are held out here
+(docs/decisions/0009, 0014). Asked last, and not to choose by: what the settings passed over come to, and, with
+--at-once, ours in one round on as many votes, all on base replies.
 
     make bench-votes-to-approval [ARGS="--personas NAME… --seeds 0 1 --table"] [SIZE=small]
 
@@ -35,7 +36,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench import ours  # noqa: E402
+from bench import ours, tiny  # noqa: E402
 from bench.baselines import GRID, Training, kto, supervised  # noqa: E402
 from bench.offline import (  # noqa: E402
     SEED_TASKS,
@@ -51,15 +52,16 @@ from bench.offline import (  # noqa: E402
 from bench.report import report  # noqa: E402
 from bench.rows import RESULTS, Row, Rows, digest  # noqa: E402
 from plaudit_cli import personas  # noqa: E402
-from plaudit_cli.prompts import Prompt, read, user  # noqa: E402
+from plaudit_cli.prompts import Prompt, read  # noqa: E402
 from plaudit_learner.policy import Policy  # noqa: E402
 from plaudit_learner.ppo.rollouts import Rollout  # noqa: E402
-from plaudit_learner.reward.model import RewardModel  # noqa: E402
+from plaudit_learner.reward.model import RewardModel, Vote  # noqa: E402
 from plaudit_learner.whole_file import whole  # noqa: E402
 
 NOISE, HELD_OUT, BEST_OF = 0.1, 0.3, 4
 BASE, OURS, KTO, LIKED, BEST = "base", "ours", "KTO", "SFT on liked replies", f"best of {BEST_OF}"
 METHODS = (BASE, OURS, KTO, LIKED, BEST)
+AT_ONCE = "ours, all votes at once"
 VALIDATION_SAMPLES = 4
 
 
@@ -71,6 +73,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--votes", type=int, nargs="+", default=[200, 200], help="in each round")
     parser.add_argument("--results", type=Path, default=RESULTS, help="directory of the rows and the table")
+    parser.add_argument("--at-once", action="store_true", help="ours in one round on all votes, on base replies, too")
     parser.add_argument("--table", action="store_true", help="only make the table of the rows that there are")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -80,7 +83,7 @@ def main() -> int:
         arguments.results = arguments.results / "small"
         arguments.seeds = arguments.seeds[:1]
         arguments.votes, grid = [60, 60], (Training(3e-4, 1), Training(1e-3, 1))
-        prompts, how = _tiny_prompts(), Sampling(temperature=1.0, max_new_tokens=24, samples=4)
+        prompts, how = tiny.pairs(), Sampling(temperature=1.0, max_new_tokens=24, samples=4)
     else:
         prompts, how = read(arguments.prompts), Sampling()
     clock, rows = Clock(), Rows(arguments.results / "votes_to_approval.jsonl")
@@ -97,10 +100,12 @@ def main() -> int:
         found = [trial.found(grid, chosen, compute=compute) for trial in trials]
         # Of the first trial, whose policies the grid's are; of the others what there happens to be.
         passed_over = [trial.passed_over(grid, chosen, compute=compute and trial is trials[0]) for trial in trials]
-    table = _table(found, passed_over)
+        at_once = [trial.at_once(compute=compute and arguments.at_once) for trial in trials]
+    beside = [first + second for first, second in zip(at_once, passed_over, strict=True)]
+    table = _table(found, beside)
     (arguments.results / "votes_to_approval.md").write_text(table)
     print("\n" + table)
-    return conclude(arguments.size, found, passed_over, clock.minutes)
+    return conclude(arguments.size, found, beside, clock.minutes)
 
 
 class Trial:
@@ -147,6 +152,11 @@ class Trial:
         ]
         return [row for row in rows if row]
 
+    def at_once(self, *, compute: bool) -> list[Row]:
+        """What ours comes to in one round on all the votes, all of them on the base policy's replies."""
+        row = self._kept(AT_ONCE, self._at_once, compute)
+        return [row] if row else []
+
     def _kept(self, method: str, measure: Callable[[], dict[str, Any]], compute: bool, **more: Any) -> Row | None:
         key = {**self._key, "method": method, **more}
         row = self._rows.get(key)
@@ -171,18 +181,31 @@ class Trial:
 
     @cached_property
     def _model(self) -> RewardModel:
-        """Of all votes; normalised on the base policy's replies to training prompts."""
-        model = ours.fitted(self._lab, self._persona, self._deployment.votes)
+        """Of all votes."""
+        return self._model_of(self._deployment.votes)
+
+    def _model_of(self, votes: Sequence[Vote]) -> RewardModel:
+        """Normalised on the base policy's replies to training prompts."""
+        model = ours.fitted(self._lab, self._persona, votes)
         return self._lab.normalised(model, self._lab.replies(self._train, 13))
 
     def _base(self) -> dict[str, Any]:
         return {**self._measured(None), "minutes": 0.0}
 
     def _ours(self) -> dict[str, Any]:
-        done, policy = self._deployment, self._lab.policy(self._seed)
+        return self._deployed(self._deployment, self._model)
+
+    def _at_once(self) -> dict[str, Any]:
+        lab, work = self._lab, self._work / "at-once"
+        done = ours.run_at_once(lab, self._persona, self._train, self._votes, NOISE, self._seed, work)
+        return self._deployed(done, self._model_of(done.votes))
+
+    def _deployed(self, done: ours.Deployment, model: RewardModel) -> dict[str, Any]:
+        policy = self._lab.policy(self._seed)
         if done.serving is not None:
             policy.restore(done.serving)
-        return {**self._measured(policy), "minutes": done.minutes, "rounds": done.rounds}
+        found = self._lab.measured(policy, self._persona, model, self._held_out)
+        return {**found, "minutes": done.minutes, "rounds": done.rounds}
 
     def _tried(self, method: str, how: Training) -> dict[str, Any]:
         policy, minutes = self._policy(method, how)
@@ -276,17 +299,16 @@ def figures_of(row: Row, base: Row) -> dict[str, float]:
     }
 
 
-def _table(found: Sequence[Sequence[Row]], passed_over: Sequence[Sequence[Row]]) -> str:
+def _table(found: Sequence[Sequence[Row]], beside: Sequence[Sequence[Row]]) -> str:
     lines = [
         "| persona | seed | method | true approval | gain (95 %) | KL, nats | relevance | diversity | CPU min |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for rows, others in zip(found, passed_over, strict=True):
+    for rows, others in zip(found, beside, strict=True):
         lines += [_line(row, rows[0], row["key"]["method"]) for row in rows]
-        lines += [
-            _line(row, rows[0], f"{row['key']['method']} at {row['key']['learning_rate']:g}, passed over")
-            for row in others
-        ]
+        for row in others:
+            method, rate = row["key"]["method"], row["key"].get("learning_rate")
+            lines.append(_line(row, rows[0], method if rate is None else f"{method} at {rate:g}, passed over"))
     return "\n".join(lines) + "\n"
 
 
@@ -301,8 +323,8 @@ def _line(row: Row, base: Row, method: str) -> str:
     )
 
 
-def conclude(size: str, trials: Sequence[Sequence[Row]], passed_over: Sequence[Sequence[Row]], minutes: float) -> int:
-    """The object; the goals are not about what was passed over."""
+def conclude(size: str, trials: Sequence[Sequence[Row]], beside: Sequence[Sequence[Row]], minutes: float) -> int:
+    """The object; the goals are not about what stands beside the methods."""
 
     def told(row: Row, base: Row) -> dict[str, Any]:
         key = {name: row["key"][name] for name in ("persona", "seed", "method", "learning_rate") if name in row["key"]}
@@ -326,33 +348,16 @@ def conclude(size: str, trials: Sequence[Sequence[Row]], passed_over: Sequence[S
         and all(abs(each["diversity_share"] - 1) <= 0.05 for each in ours),
     }
     if size == "small":  # random weights reach nothing: it only asks whether everything was measured
-        goals = {"ran": complete and bool(passed_over[0])}
-    beside = [told(row, trial[0]) for trial, rows in zip(trials, passed_over, strict=True) for row in rows]
+        goals = {"ran": complete and bool(beside[0])}
+    others = [told(row, trial[0]) for trial, rows in zip(trials, beside, strict=True) for row in rows]
+    if len(once := [row["gain"] for row in others if row["method"] == AT_ONCE]) == len(trials):
+        gains[AT_ONCE] = round(statistics.fmean(once), 4)
     return report(
         "votes_to_approval",
         size,
-        figures={"gains": gains, "rows": rows, "passed_over": beside, "minutes": round(minutes, 1)},
+        figures={"gains": gains, "rows": rows, "beside": others, "minutes": round(minutes, 1)},
         goals=goals,
     )
-
-
-def _tiny_prompts() -> list[Prompt]:
-    words = [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "river",
-        "stone",
-        "fire",
-        "sand",
-        "snow",
-        "water",
-        "rain",
-        "gold",
-        "iron",
-    ]
-    return [user(f"{first} {second}") for first in words for second in words if first != second]
 
 
 if __name__ == "__main__":
