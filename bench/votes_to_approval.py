@@ -36,7 +36,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench import ours, tiny  # noqa: E402
+from bench import ours  # noqa: E402
 from bench.baselines import GRID, Training, kto, supervised  # noqa: E402
 from bench.offline import (  # noqa: E402
     SEED_TASKS,
@@ -52,7 +52,7 @@ from bench.offline import (  # noqa: E402
 from bench.report import report  # noqa: E402
 from bench.rows import RESULTS, Row, Rows, digest  # noqa: E402
 from plaudit_cli import personas  # noqa: E402
-from plaudit_cli.prompts import Prompt, read  # noqa: E402
+from plaudit_cli.prompts import Prompt, read, user  # noqa: E402
 from plaudit_learner.policy import Policy  # noqa: E402
 from plaudit_learner.ppo.rollouts import Rollout  # noqa: E402
 from plaudit_learner.reward.model import RewardModel, Vote  # noqa: E402
@@ -83,7 +83,7 @@ def main() -> int:
         arguments.results = arguments.results / "small"
         arguments.seeds = arguments.seeds[:1]
         arguments.votes, grid = [60, 60], (Training(3e-4, 1), Training(1e-3, 1))
-        prompts, how = tiny.pairs(), Sampling(temperature=1.0, max_new_tokens=24, samples=4)
+        prompts, how = _tiny_prompts(), Sampling(temperature=1.0, max_new_tokens=24, samples=4)
     else:
         prompts, how = read(arguments.prompts), Sampling()
     clock, rows = Clock(), Rows(arguments.results / "votes_to_approval.jsonl")
@@ -358,6 +358,26 @@ def conclude(size: str, trials: Sequence[Sequence[Row]], beside: Sequence[Sequen
         figures={"gains": gains, "rows": rows, "beside": others, "minutes": round(minutes, 1)},
         goals=goals,
     )
+
+
+def _tiny_prompts() -> list[Prompt]:
+    """Words of which some are held out by their hash, as no two of `bench/tiny.py` are."""
+    words = [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "river",
+        "stone",
+        "fire",
+        "sand",
+        "snow",
+        "water",
+        "rain",
+        "gold",
+        "iron",
+    ]
+    return [user(f"{first} {second}") for first in words for second in words if first != second]
 
 
 if __name__ == "__main__":
