@@ -35,6 +35,8 @@ class Deployment:
     votes: list[Vote] = field(default_factory=list)
     serving: list[Tensor] | None = None
     """The adapter's weights; None: the base model."""
+    first: list[Tensor] | None = None
+    """What the first round made, whatever the gate said of it; None: the base model."""
     rounds: list[str] = field(default_factory=list)
     """What became of each, in words."""
     minutes: float = 0.0
@@ -142,6 +144,7 @@ def _round(
         return before
 
     verdict = trial(policy, None if serving is None else parent, result.reward_model, lab.reader, gate, how, seed=seed)
+    state.first = state.first or policy.snapshot()
     state.allowance = rounds.allowance(state.allowance, how.kl_budget, strayed=verdict.strayed)
     if verdict.passed:
         state.serving = policy.snapshot()

@@ -25,7 +25,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ NOISE, HELD_OUT, BEST_OF = 0.1, 0.3, 4
 BASE, OURS, KTO, LIKED, BEST = "base", "ours", "KTO", "SFT on liked replies", f"best of {BEST_OF}"
 METHODS = (BASE, OURS, KTO, LIKED, BEST)
 AT_ONCE = "ours, all votes at once"
+UNGATED = "ours, all votes at once, before the gate"
 VALIDATION_SAMPLES = 4
 
 
@@ -154,8 +155,8 @@ class Trial:
 
     def at_once(self, *, compute: bool) -> list[Row]:
         """What ours comes to in one round on all the votes, all of them on the base policy's replies."""
-        row = self._kept(AT_ONCE, self._at_once, compute)
-        return [row] if row else []
+        rows = [self._kept(AT_ONCE, self._at_once, compute), self._kept(UNGATED, self._ungated, compute)]
+        return [row for row in rows if row]
 
     def _kept(self, method: str, measure: Callable[[], dict[str, Any]], compute: bool, **more: Any) -> Row | None:
         key = {**self._key, "method": method, **more}
@@ -195,9 +196,16 @@ class Trial:
     def _ours(self) -> dict[str, Any]:
         return self._deployed(self._deployment, self._model)
 
+    @cached_property
+    def _deployment_at_once(self) -> ours.Deployment:
+        work = self._work / "at-once"
+        return ours.run_at_once(self._lab, self._persona, self._train, self._votes, NOISE, self._seed, work)
+
     def _at_once(self) -> dict[str, Any]:
-        lab, work = self._lab, self._work / "at-once"
-        done = ours.run_at_once(lab, self._persona, self._train, self._votes, NOISE, self._seed, work)
+        return self._deployed(self._deployment_at_once, self._model_of(self._deployment_at_once.votes))
+
+    def _ungated(self) -> dict[str, Any]:
+        done = replace(self._deployment_at_once, serving=self._deployment_at_once.first)
         return self._deployed(done, self._model_of(done.votes))
 
     def _deployed(self, done: ours.Deployment, model: RewardModel) -> dict[str, Any]:
@@ -350,8 +358,9 @@ def conclude(size: str, trials: Sequence[Sequence[Row]], beside: Sequence[Sequen
     if size == "small":  # random weights reach nothing: it only asks whether everything was measured
         goals = {"ran": complete and bool(beside[0])}
     others = [told(row, trial[0]) for trial, rows in zip(trials, beside, strict=True) for row in rows]
-    if len(once := [row["gain"] for row in others if row["method"] == AT_ONCE]) == len(trials):
-        gains[AT_ONCE] = round(statistics.fmean(once), 4)
+    for method in (AT_ONCE, UNGATED):
+        if len(once := [row["gain"] for row in others if row["method"] == method]) == len(trials):
+            gains[method] = round(statistics.fmean(once), 4)
     return report(
         "votes_to_approval",
         size,
