@@ -11,7 +11,7 @@ import grpc
 
 from plaudit import logs, tracing
 from plaudit.events import POLICIES, EventLog, EventLogUnavailable, Record
-from plaudit.releases import CANARY_METRICS, number, word
+from plaudit.releases import CANARY_METRICS, Releases, number, word
 from plaudit.v1 import policy_pb2_grpc
 from plaudit.v1.events_pb2 import PolicyEvent
 from plaudit.v1.policy_pb2 import (
@@ -119,12 +119,12 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
 
     async def _watch(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         shown: dict[str, Policy] = {}
-        changes = -1
+        seen: tuple[Releases, int] | None = None
         while not self._stopping:
-            releases = self._follower.releases
+            releases = self._follower.releases  # another one where the log is another
             # It moves every second, changed or not; all versions are many, and all streams would wait.
-            moved, changes = changes != releases.changes, releases.changes
-            for version in releases.versions() if moved else ():
+            before, seen = seen, (releases, releases.changes)
+            for version in releases.versions() if seen != before else ():
                 policy = releases.policy(version)
                 if policy is not None and shown.get(version) != policy:
                     shown[version] = policy

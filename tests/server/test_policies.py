@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -12,9 +13,16 @@ from google.rpc.error_details_pb2 import BadRequest
 from grpc_status import rpc_status
 
 from plaudit.events import POLICIES, Record, open_log
+from plaudit.releases import Releases
 from plaudit.v1 import policy_pb2_grpc
 from plaudit.v1.events_pb2 import PolicyEvent
-from plaudit.v1.policy_pb2 import GetPolicyRequest, PolicyState, PromotePolicyRequest, RollbackPolicyRequest
+from plaudit.v1.policy_pb2 import (
+    GetPolicyRequest,
+    PolicyState,
+    PromotePolicyRequest,
+    RollbackPolicyRequest,
+    WatchPoliciesResponse,
+)
 from plaudit_client import AsyncClient, FailedPrecondition, FinishReason, InvalidRequest, NotFound
 from plaudit_server.policies import PolicyService
 from tests.fixtures_server import Deployment, until_known, until_serving
@@ -265,3 +273,28 @@ async def test_who_rolls_back_where_nothing_else_can_be_loaded_is_told_of_the_ne
     monkeypatch.setattr(PolicyService, "_step", announced)
     with pytest.raises(FailedPrecondition, match=r"nothing else: v991: said .*, v1000: said .* … and 989 older$"):
         await client.rollback_policy("v1")
+
+
+async def test_a_watch_shows_what_another_log_says_after_as_many_events() -> None:
+    def told(version: str) -> Releases:
+        releases = Releases()
+        releases.apply(PolicyEvent(version=version, state=PolicyState.POLICY_STATE_STABLE), 0)
+        return releases
+
+    moved: asyncio.Queue[None] = asyncio.Queue()
+    follower = SimpleNamespace(releases=told("v1"), moved=moved.get)
+    service = PolicyService(None, follower, None, 1)  # type: ignore[arg-type]
+    shown: asyncio.Queue[str] = asyncio.Queue()
+
+    async def write(response: WatchPoliciesResponse) -> None:
+        await shown.put(response.policy.version)
+
+    watching = asyncio.create_task(service._watch(SimpleNamespace(write=write)))  # type: ignore[arg-type]
+    try:
+        async with asyncio.timeout(20):
+            assert [await shown.get(), await shown.get()] == ["v0", "v1"]
+            follower.releases = told("v2")
+            moved.put_nowait(None)
+            assert await shown.get() == "v2"
+    finally:
+        watching.cancel()
