@@ -20,6 +20,7 @@ from torch import Tensor
 from bench.offline import Clock, Lab, Tokens
 from plaudit_cli.personas import Persona
 from plaudit_learner import rounds
+from plaudit_learner.gate.judge import strayed
 from plaudit_learner.gate.trial import trial
 from plaudit_learner.policy import Policy, PromptReply
 from plaudit_learner.ppo.improve import NothingToImproveError, improve
@@ -145,7 +146,7 @@ def _round(
 
     verdict = trial(policy, None if serving is None else parent, result.reward_model, lab.reader, gate, how, seed=seed)
     state.first = state.first or policy.snapshot()
-    state.allowance = rounds.allowance(state.allowance, how.kl_budget, strayed=verdict.strayed)
+    state.allowance = rounds.allowance(state.allowance, how.kl_budget, strayed=strayed(verdict.checks))
     if verdict.passed:
         state.serving = policy.snapshot()
     gain = f"reward gain {verdict.metrics['reward_gain']:+.2f}, KL {verdict.metrics['kl']:.2f}, AUC {auc:.2f}"

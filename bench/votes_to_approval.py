@@ -201,12 +201,16 @@ class Trial:
         work = self._work / "at-once"
         return ours.run_at_once(self._lab, self._persona, self._train, self._votes, NOISE, self._seed, work)
 
+    @cached_property
+    def _model_at_once(self) -> RewardModel:
+        return self._model_of(self._deployment_at_once.votes)
+
     def _at_once(self) -> dict[str, Any]:
-        return self._deployed(self._deployment_at_once, self._model_of(self._deployment_at_once.votes))
+        return self._deployed(self._deployment_at_once, self._model_at_once)
 
     def _ungated(self) -> dict[str, Any]:
-        done = replace(self._deployment_at_once, serving=self._deployment_at_once.first)
-        return self._deployed(done, self._model_of(done.votes))
+        done = self._deployment_at_once
+        return self._deployed(replace(done, serving=done.first), self._model_at_once)
 
     def _deployed(self, done: ours.Deployment, model: RewardModel) -> dict[str, Any]:
         policy = self._lab.policy(self._seed)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plaudit_cli.common import DEFAULT_SERVER, Server, connect, failures, printable
+from plaudit_cli.common import DEFAULT_SERVER, Server, connect, failures, printable, typed
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -47,7 +47,7 @@ def chat(
 ) -> None:
     """Chat with the policy, and vote on its replies."""
     with failures(), asyncio.Runner() as runner:
-        session = Session(runner, sys.stdin is not None and sys.stdin.isatty(), user, policy_version, system)
+        session = Session(runner, typed(), user, policy_version, system)
         session.sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
         session.talk(server)
 

@@ -28,6 +28,15 @@ Server = Annotated[
     typer.Option("--server", metavar="HOST:PORT", envvar="PLAUDIT_SERVER", callback=_address, help="Which server."),
 ]
 DEFAULT_SERVER = "127.0.0.1:50051"
+EVENT_LOG = "PLAUDIT_EVENT_LOG"
+EventLogUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--event-log",
+        envvar=EVENT_LOG,
+        help="sqlite:PATH or kafka://HOST:PORT; default: the SQLite file in --data.",
+    ),
+]
 Control = Annotated[
     str,
     typer.Option(
@@ -89,6 +98,22 @@ def printable(words: str, keep: str = "") -> str:
 
 class CommandError(Exception):
     """The command cannot go on; the message is the one line that the person sees."""
+
+
+def typed() -> bool:
+    """Whether somebody types: standard input is there, and a terminal."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def event_log_url(data: Path, given: str | None, otherwise: str) -> str:
+    """The event log that was given, or else the deployment's own file.
+
+    Exits if there is none, for nobody would read one that is made now; `otherwise`: what to do about it, in words.
+    """
+    embedded = data / "events.sqlite"
+    if given is None and not embedded.exists():
+        fail(f"there is no {embedded}: {otherwise}")
+    return given or f"sqlite:{embedded}"
 
 
 def fail(message: str) -> NoReturn:

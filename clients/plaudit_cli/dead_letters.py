@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plaudit_cli.common import fail, printable
+from plaudit_cli.common import EVENT_LOG, EventLogUrl, event_log_url, fail, printable
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -29,16 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_EVENT_LOG = "PLAUDIT_EVENT_LOG"
 Data = Annotated[Path, typer.Option("--data", help="The deployment's directory, as of `plaudit up`.")]
-Log = Annotated[
-    str | None,
-    typer.Option(
-        "--event-log",
-        envvar=_EVENT_LOG,
-        help="sqlite:PATH or kafka://HOST:PORT; default: the SQLite file in --data.",
-    ),
-]
 Json = Annotated[bool, typer.Option("--json", help="As JSON, one object on each line.")]
 Letter = Annotated[str, typer.Argument(metavar="LETTER", help="TOPIC/PARTITION/OFFSET, as `list` shows it.")]
 DATA = Path(".plaudit")
@@ -48,11 +39,11 @@ _HEX_BYTES = 32  # on each line
 @app.callback(invoke_without_command=True)
 def _dead_letters(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        list_(event_log=os.environ.get(_EVENT_LOG) or None)
+        list_(event_log=os.environ.get(EVENT_LOG) or None)
 
 
 @app.command("list")
-def list_(*, data: Data = DATA, event_log: Log = None, as_json: Json = False) -> None:
+def list_(*, data: Data = DATA, event_log: EventLogUrl = None, as_json: Json = False) -> None:
     """All letters, oldest first: where the record stood, its key, what is wrong, whether it was replayed."""
     with _open(data, event_log) as log:
         letters = _letters(log)
@@ -66,7 +57,7 @@ def list_(*, data: Data = DATA, event_log: Log = None, as_json: Json = False) ->
 
 
 @app.command()
-def show(name: Letter, *, data: Data = DATA, event_log: Log = None, as_json: Json = False) -> None:
+def show(name: Letter, *, data: Data = DATA, event_log: EventLogUrl = None, as_json: Json = False) -> None:
     """One letter in full: what its record says, field by field, or else its bytes."""
     from google.protobuf.json_format import MessageToDict
     from google.protobuf.text_format import MessageToString
@@ -98,7 +89,7 @@ def replay(
     *,
     everything: Annotated[bool, typer.Option("--all", help="All that were not replayed yet and can be.")] = False,
     data: Data = DATA,
-    event_log: Log = None,
+    event_log: EventLogUrl = None,
 ) -> None:
     """Append records to their topics again, byte for byte; twice changes nothing. The learner takes them in as it runs.
 
@@ -134,11 +125,9 @@ def replay(
 def _open(data: Path, event_log: str | None) -> Iterator[EventLog]:
     from plaudit.events import EventLogUnavailable, open_log
 
-    embedded = data / "events.sqlite"
-    if event_log is None and not embedded.exists():
-        fail(f"there is no {embedded}: give --data, the directory of `plaudit up`, or --event-log")
+    url = event_log_url(data, event_log, "give --data, the directory of `plaudit up`, or --event-log")
     try:
-        with open_log(event_log or f"sqlite:{embedded}") as log:
+        with open_log(url) as log:
             yield log
     except (EventLogUnavailable, ValueError) as error:
         fail(str(error))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from plaudit_cli import learner_program
-from plaudit_cli.common import fail
+from plaudit_cli.common import EventLogUrl, event_log_url, fail
 
 
 def import_(
@@ -16,12 +16,7 @@ def import_(
     *,
     data: Annotated[Path, typer.Option(help="The deployment's directory, as of `plaudit up`.")] = Path(".plaudit"),
     model: Annotated[str, typer.Option(help="The deployment's: smollm2, or a directory.")] = "smollm2",
-    event_log: Annotated[
-        str | None,
-        typer.Option(
-            envvar="PLAUDIT_EVENT_LOG", help="sqlite:PATH or kafka://HOST:PORT; default: the SQLite file in --data."
-        ),
-    ] = None,
+    event_log: EventLogUrl = None,
 ) -> None:
     """Import feedback: it trains the reward model. The learner may be running; the same file twice changes nothing."""
     key = data / "user.key"
@@ -29,13 +24,11 @@ def import_(
         fail(
             f"{data} is no deployment's directory (there is no {key.name}): start one with `plaudit up`, or give --data"
         )
-    embedded = data / "events.sqlite"
-    if event_log is None and not embedded.exists():
-        fail(f"there is no {embedded}: a deployment with Kafka wants --event-log kafka://HOST:PORT")
+    url = event_log_url(data, event_log, "a deployment with Kafka wants --event-log kafka://HOST:PORT")
     learner_program.run(
         "experience.import_feedback",
         str(file),
-        f"--event-log={event_log or f'sqlite:{embedded}'}",
+        f"--event-log={url}",
         f"--user-key-file={key}",
         f"--state-dir={data / 'learner'}",
         f"--model={model}",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plaudit_cli.common import DEFAULT_CONTROL, Control, connect, fail, failures
+from plaudit_cli.common import DEFAULT_CONTROL, Control, connect, fail, failures, typed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -197,7 +197,7 @@ async def _live(console: Console, source: Source, interval: float) -> None:
 @contextmanager
 def _keys(pressed: Callable[[str], None]) -> Iterator[None]:
     """Tell of each key at once, and show none, while the standard input is a terminal."""
-    if sys.stdin is None or not sys.stdin.isatty():
+    if not typed():
         yield
         return
     import os

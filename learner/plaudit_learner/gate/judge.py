@@ -105,14 +105,9 @@ class Verdict:
         """Whether every check is kept."""
         return not self.reasons
 
-    @property
-    def strayed(self) -> bool:
-        """Whether a check is broken that is not about the reward: what was learnt costs too much elsewhere."""
-        return strayed(self.checks)
-
 
 def strayed(checks: Iterable[Check | GateCheck]) -> bool:
-    """Whether any of a gate's checks but the reward's was broken."""
+    """Whether a check is broken that is not about the reward: what was learnt costs too much elsewhere."""
     return any(not check.kept for check in checks if check.measure != "reward")
 
 
